@@ -1,0 +1,66 @@
+"""What all commands share: `JOB.yaml [key.path=value ...] [--dry-run]`, one line and exit code 2 for a mistake,
+and `result: PATH` as the last line of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from rich.console import Console, RenderableType
+
+from pipeline.jobfile import InputError, Job, read_job
+
+J = TypeVar("J", bound=Job)
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+"""Standard output of the commands; lines are not broken where nobody looks at a terminal."""
+
+_QUIET = {
+    # Vendors that would call home, or look for a hub, at import or at start.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "HF_HUB_OFFLINE": "1",
+    # Ray 2.60 otherwise warns at every start that accelerator variables will be left alone one day.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def run_command(
+    kind: type[J],
+    plan: Callable[[J], RenderableType],
+    run: Callable[[J], str],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Runs one command of the job type `kind` and ends the process.
+
+    `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. Both may raise InputError,
+    which becomes one line on standard error and exit code 2; anything else is a fault of ours: traceback, exit code 1.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules[kind.__module__].__doc__)
+    parser.add_argument("job", help="the job file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes one key of the job")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its bill, then stop")
+    # intermixed: `JOB.yaml --dry-run model.width=128` and any other order mean the same
+    given = parser.parse_intermixed_args(argv)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        job = read_job(given.job, given.overrides, kind)
+        if given.dry_run:
+            console.print(plan(job))
+        else:
+            result = run(job)
+            sys.stdout.flush()
+            print(f"result: {result}", flush=True)
+    except InputError as error:
+        sys.stdout.flush()
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

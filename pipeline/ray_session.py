@@ -1,0 +1,38 @@
+"""One way for every command to have a Ray: the cluster that `RAY_ADDRESS` names, or a small one inside this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from pipeline.jobfile import RaySettings
+
+
+@contextlib.contextmanager
+def ray_session(settings: RaySettings) -> Iterator[None]:
+    """Connects to the cluster of `RAY_ADDRESS`, else starts Ray here with `settings.num_cpus`; ends what it began.
+
+    Inside a session that already runs in this process (a Tune trial, a test) it only yields.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            num_cpus=settings.num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",  # nothing listens outside the machine
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
