@@ -197,7 +197,7 @@ def _first_line(error: ValidationError, kind: type[BaseModel]) -> str:
 
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
-    """Every key that may stand at `location`; a union offers those of the member that the location names, else of all."""
+    """Every key that may stand at `location`; a union offers those of the member the location names, else of all."""
     kinds = list(_structures(kind))
     for part in location:
         named = [one for one in kinds if _names(one, part)]

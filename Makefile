@@ -1,0 +1,35 @@
+# Four verbs. Each sets up what it needs first; nothing else has to be typed on a bare machine with Python 3.11 or 3.12.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(abspath $(VENV))/bin
+
+export PATH := $(BIN):$(PATH)
+# DeepSpeed keeps the one CPU op that it compiles at first use here, so that setup and not the first run pays for it.
+export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
+export DS_ACCELERATOR ?= cpu
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test check setup
+.NOTPARALLEL:
+
+run: setup       ## the walk: build, pretrain, evaluate, scale on the sample crawl
+	@jobs/walk/walk.sh
+
+test: setup      ## every test, real parts only
+	@$(BIN)/python -m pytest
+
+check: setup     ## format, lint, types
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else "expected Python 3.11 or 3.12, found %d.%d; name another with make PYTHON=..." % v[:2])'
+	@echo "setup: installing into $(VENV)"; date +%s > .setup_began
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q -c constraints.txt torch==2.13.0 2> .setup_log || { cat .setup_log; exit 1; }
+	@$(BIN)/pip install -q -c constraints.txt -e ".[dev]" 2> .setup_log || { cat .setup_log; exit 1; }
+	@echo "setup: building DeepSpeed's CPU collectives"
+	@$(BIN)/python -m hiclip.training.deepspeed_engine > .setup_log 2>&1 || { cat .setup_log; exit 1; }
+	@echo $$(( $$(date +%s) - $$(cat .setup_began) )) > $@; rm -f .setup_began .setup_log
+	@echo "setup: done in $$(cat $@) s"
