@@ -1,0 +1,89 @@
+"""Hierarchy masks: from affinities between neighbours to a weight C between every two tokens, and attention under it.
+
+C of two tokens is the product of the affinities along the path between them (HiCLIP eq. 2 and 9), computed as the
+exponential of a difference of prefix sums of logarithms. It multiplies attention after the softmax, is shared by all
+heads, and its rows are not normalised again: a token in a small group attends less, not elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiclip.model.affinity import WordLinks
+from hiclip.model.sizes import ClsLink, PathMerge, SelfLink
+
+
+def sentence_mask(affinity: WordLinks) -> Tensor:
+    """(B, N-1) affinities -> C (B, N, N): C_ij is the product of the links between words i and j, C_ii is 1 (eq. 2).
+
+    A link of affinity 0 (padding) separates exactly: C is 0 across it, and no gradient flows into it.
+    """
+    apart = affinity <= 0
+    near = _path_products(affinity.masked_fill(apart, 1.0))
+    segment = F.pad(apart.cumsum(dim=-1), (1, 0))
+    return near.masked_fill(segment[:, :, None] != segment[:, None, :], 0.0)
+
+
+def grid_mask(right: Tensor, down: Tensor, *, merge: PathMerge = "max") -> Tensor:
+    """right (B, R, C-1), down (B, R-1, C) -> C (B, R*C, R*C) in row-major order of patches (eq. 9).
+
+    Of the two paths with one turn between two patches, one goes along a column first and the other along a row first;
+    the larger product counts (`merge="max"`) or their mean.
+    """
+    batch, rows, columns = right.shape[0], right.shape[1], down.shape[2]
+    along_row = _path_products(right)  # (B, R, C, C): row i, from column j1 to j2
+    along_column = _path_products(down.transpose(1, 2)).permute(0, 2, 3, 1)  # (B, R, R, C): from row i1 to i2, column j
+    # Down column j1 from i1 to i2, then along row i2 from j1 to j2: axes i1, j1, i2, j2.
+    turned = along_column.transpose(2, 3)[..., None] * along_row.transpose(1, 2)[:, None]
+    column_first = turned.reshape(batch, rows * columns, rows * columns)
+    row_first = column_first.transpose(1, 2)  # the same path, walked from the other end
+    if merge == "mean":
+        return (column_first + row_first) / 2
+    return torch.maximum(column_first, row_first)
+
+
+def with_cls(patch_mask: Tensor, cls_link: ClsLink = "one") -> Tensor:
+    """C of patches (B, P, P) -> C (B, 1+P, 1+P) with the CLS token first.
+
+    "one": CLS and patches read each other fully. "column_only": patches read CLS fully, and CLS reads a patch by the
+    mean of that patch's links. The paper does not say; the first is the default.
+    """
+    if cls_link == "one":
+        return F.pad(patch_mask, (1, 0, 1, 0), value=1.0)
+    from_cls = F.pad(patch_mask.mean(dim=1, keepdim=True), (1, 0), value=1.0)
+    return torch.cat((from_cls, F.pad(patch_mask, (1, 0), value=1.0)), dim=1)
+
+
+def with_self_link(mask: Tensor, self_link: SelfLink = "one") -> Tensor:
+    """C (B, N, N) with its diagonal left at 1, the empty product, or emptied as in Tree Transformer's code ("zero")."""
+    if self_link == "one":
+        return mask
+    return mask.masked_fill(torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device), 0.0)
+
+
+def hierarchy_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, allowed: Tensor | None = None
+) -> Tensor:
+    """Three (B, H, N, d) and C (B, N, N) -> (B, H, N, d): (C * softmax(QK' / sqrt d)) V (eq. 2).
+
+    `mask` None is plain attention. `allowed`: bool, broadcast to (B, H, N, N), true where row i may read column j;
+    every row needs one.
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if allowed is not None:
+        scores = scores + torch.zeros_like(allowed, dtype=scores.dtype).masked_fill(~allowed, float("-inf"))
+    weights = scores.softmax(dim=-1)
+    if mask is not None:
+        weights = weights * mask.unsqueeze(1).to(weights.dtype)
+    attended: Tensor = weights @ value
+    return attended
+
+
+def _path_products(affinity: Tensor) -> Tensor:
+    """(..., N-1) links of a chain -> (..., N, N) products of the links between every two of its places."""
+    # Clamped so that a link of 0 stays finite: far below any affinity, which is at least 3e-5.
+    steps = affinity.clamp_min(torch.finfo(affinity.dtype).tiny).log()
+    height = F.pad(steps.cumsum(dim=-1), (1, 0))
+    return (-(height.unsqueeze(-1) - height.unsqueeze(-2)).abs()).exp()

@@ -1,0 +1,69 @@
+"""The image tower: CLIP's vision transformer, with HiCLIP's Group Transformer over the grid of its patches.
+
+Patches attend under affinities between adjacent patches, so that groups of them merge layer by layer into objects. The
+CLS token stands outside the grid and reads all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hiclip.model.affinity import NeighbourProjection, PatchLinks, grid_affinity
+from hiclip.model.hierarchy import grid_mask, with_cls, with_self_link
+from hiclip.model.sizes import ModelSettings, Sizes
+from hiclip.model.tower_output import TowerOutput
+from hiclip.model.transformer import Hierarchy, Transformer
+
+
+class GridHierarchy(Hierarchy[PatchLinks]):
+    """Affinities of a grid of patches behind one CLS token, and the mask they give."""
+
+    def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings = settings
+        self.grid = sizes.grid
+        self.projection = NeighbourProjection(sizes.image.width, sizes.image.affinity_width)
+
+    def affinities(self, tokens: Tensor, chain: Tensor | None, previous: PatchLinks | None) -> PatchLinks:
+        """Layer input (B, 1 + R*C, D), CLS first -> right (B, R, C-1) and down (B, R-1, C)."""
+        query, key = (side.unflatten(1, (self.grid, self.grid)) for side in self.projection(tokens[:, 1:]))
+        return grid_affinity(query, key, previous, scale=self.settings.affinity_scale)
+
+    def mask(self, links: PatchLinks, chain: Tensor | None) -> Tensor:
+        """Affinities -> C (B, 1 + R*C, 1 + R*C)."""
+        patches = grid_mask(*links, merge=self.settings.path_merge)
+        return with_self_link(with_cls(patches, self.settings.cls_link), self.settings.self_link)
+
+
+class ImageTower(nn.Module):
+    """Patches, CLS and positions, layers, then a projection of the CLS token."""
+
+    def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
+        super().__init__()
+        width = sizes.image.width
+        self.patch_embedding = nn.Conv2d(3, width, sizes.patch_px, stride=sizes.patch_px, bias=False)
+        # Left as PyTorch draws it, as in CLIP; frozen, it is DeCLIP's (the stability trick of MoCo v3).
+        self.patch_embedding.weight.requires_grad_(not settings.frozen_patch_embedding)
+        self.cls_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(1 + sizes.grid**2, width) * width**-0.5)
+        self.stream_norm = nn.LayerNorm(width)
+        self.transformer = Transformer[PatchLinks](sizes.image, lambda: GridHierarchy(settings, sizes))
+        self.final_norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, sizes.embedding, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, images: Tensor, given: Sequence[PatchLinks] | None = None) -> TowerOutput[PatchLinks]:
+        """(B, 3, H, W) normalised pictures -> the tower's output, tokens (B, 1 + R*C, D) with CLS first.
+
+        `given` replaces the affinities of the layers that compute some, bottom first: all ones make plain CLIP of this
+        tower, another picture's affinities show what the hierarchy alone does.
+        """
+        patches = self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        cls_token = self.cls_token.expand(len(images), 1, -1).to(patches.dtype)
+        tokens = self.stream_norm(torch.cat((cls_token, patches), dim=1) + self.positions)
+        tokens, affinities = self.transformer(tokens, given=given)
+        tokens = self.final_norm(tokens)
+        return TowerOutput(self.projection(tokens[:, 0]), tokens, affinities)

@@ -1,0 +1,205 @@
+"""What a model is: the keys under `model:` in a job, the named sizes behind them, and the checks that need both.
+
+A size is a row of numbers; everything else is a switch whose default is what the papers state, or, where they are
+silent, what is argued beside it. Nothing here builds a tensor, so the closed forms of `hiclip.training.cost` can price
+a model of any size without making it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+HEAD_WIDTH = 64
+"""Channels of one attention head, in every size of CLIP's family."""
+
+SizeName = Literal["tiny", "small", "vit_b_32", "vit_b_16"]
+SelfLink = Literal["one", "zero"]
+PathMerge = Literal["max", "mean"]
+ClsLink = Literal["one", "column_only"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The keys under `model:` in a job. A key left at None takes its value from `size`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    size: SizeName = "tiny"
+    """Named row of numbers that the overrides below start from."""
+    width: int | None = None
+    """Channels of both towers; a tower's own width wins. 64 channels make a head."""
+    depth: int | None = None
+    """Layers of both towers; a tower's own depth wins."""
+    image_width: int | None = None
+    """Channels of the image tower."""
+    image_depth: int | None = None
+    """Layers of the image tower."""
+    image_heads: int | None = None
+    """Attention heads of the image tower; without it one for every 64 channels."""
+    text_width: int | None = None
+    """Channels of the text tower."""
+    text_depth: int | None = None
+    """Layers of the text tower."""
+    text_heads: int | None = None
+    """Attention heads of the text tower; without it one for every 64 channels."""
+    image_px: int | None = None
+    """Side of the square picture the image tower sees, in pixels."""
+    patch_px: int | None = None
+    """Side of one patch, in pixels; divides image_px."""
+    context: int | None = None
+    """Longest caption in tokens, its start and end included."""
+    embedding: int | None = None
+    """Length of the vector in which a picture and its caption meet."""
+    vocabulary: int = 49_408
+    """Rows of the token table: CLIP's byte-pair vocabulary."""
+
+    image_hierarchy: bool = True
+    """Group Transformer: the image tower's attention follows affinities between adjacent patches."""
+    text_hierarchy: bool = True
+    """Tree Transformer: the text tower's attention follows affinities between adjacent words."""
+    hierarchy_layers: Literal["all"] | tuple[int, ...] = "all"
+    """Layers that have affinities of their own, counted from 0 at the bottom; the others attend as plain CLIP does."""
+    affinity_scale: float = 256.0
+    """Divisor of the affinity scores: 256 in both towers of the paper, whatever their width."""
+    affinity_width: Literal["full"] | int = "full"
+    """Channels of the affinity's queries and keys: the tower's width in the paper; fewer make it cheaper."""
+    self_link: SelfLink = "one"
+    """Weight of a token's attention to itself: one (the empty product) or zero (as in Tree Transformer's code)."""
+    path_merge: PathMerge = "max"
+    """How the two one-turn paths between patches become one: the paper's maximum, or their mean as an ablation."""
+    causal: bool = True
+    """Whether a word sees only the words before it, as in CLIP; if not, every word of its caption."""
+    cls_link: ClsLink = "one"
+    """Links of the image's CLS token: one both ways; or one where patches read it, while it reads a patch by that
+    patch's mean link to all patches."""
+    special_tokens_in_chain: bool = True
+    """Whether a caption's start and end are nodes of its chain; if not, they are linked to every word by one."""
+    frozen_patch_embedding: bool = False
+    """Leave the patch embedding at its random start, as DeCLIP's code does."""
+    initial_temperature: float = 0.07
+    """Temperature of the contrastive loss before the first step; its inverse is learnt."""
+    max_logit_scale: float = 100.0
+    """Upper bound of the inverse temperature."""
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """The numbers of one tower."""
+
+    width: int
+    depth: int
+    heads: int
+    hierarchy_layers: tuple[int, ...]
+    """Layers with affinities, ascending; empty when the hierarchy is off."""
+    affinity_width: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All numbers of a model, with nothing left to default."""
+
+    image: TowerSize
+    text: TowerSize
+    image_px: int
+    patch_px: int
+    context: int
+    embedding: int
+    vocabulary: int
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_px // self.patch_px
+
+
+@dataclass(frozen=True)
+class _Row:
+    image_width: int
+    image_depth: int
+    text_width: int
+    text_depth: int
+    image_px: int
+    patch_px: int
+    context: int
+    embedding: int
+
+
+_ROWS: dict[str, _Row] = {
+    "tiny": _Row(192, 4, 192, 4, image_px=64, patch_px=8, context=32, embedding=192),
+    "small": _Row(384, 6, 384, 6, image_px=128, patch_px=16, context=48, embedding=384),
+    "vit_b_32": _Row(768, 12, 512, 12, image_px=224, patch_px=32, context=77, embedding=512),
+    "vit_b_16": _Row(768, 12, 512, 12, image_px=224, patch_px=16, context=77, embedding=512),
+}
+
+
+def resolve(settings: ModelSettings) -> Sizes:
+    """The numbers of a model. Raises ValueError that starts with the key at fault and says what it expects."""
+    if settings.size not in _ROWS:
+        raise ValueError(f"size: expected one of {', '.join(_ROWS)}, got {settings.size!r}")
+    row = _ROWS[settings.size]
+    _check_positive(settings)
+    sizes = Sizes(
+        image=_image_tower(settings, row),
+        text=_text_tower(settings, row),
+        image_px=settings.image_px or row.image_px,
+        patch_px=settings.patch_px or row.patch_px,
+        context=settings.context or row.context,
+        embedding=settings.embedding or row.embedding,
+        vocabulary=settings.vocabulary,
+    )
+    if sizes.image_px % sizes.patch_px:
+        raise ValueError(f"patch_px: expected a divisor of image_px ({sizes.image_px}), got {sizes.patch_px}")
+    if sizes.context < 3:
+        raise ValueError(f"context: expected room for start, one word and end (3 tokens), got {sizes.context}")
+    return sizes
+
+
+def _check_positive(settings: ModelSettings) -> None:
+    for name, value in vars(settings).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
+def _image_tower(settings: ModelSettings, row: _Row) -> TowerSize:
+    own, depth = settings.image_width, settings.image_depth or settings.depth or row.image_depth
+    key = "image_width" if own else "width"
+    width = own or settings.width or row.image_width
+    return TowerSize(
+        width,
+        depth,
+        _heads(settings.image_heads, width, "image_heads", key),
+        _layers(settings, depth) if settings.image_hierarchy else (),
+        width if settings.affinity_width == "full" else settings.affinity_width,
+    )
+
+
+def _text_tower(settings: ModelSettings, row: _Row) -> TowerSize:
+    own, depth = settings.text_width, settings.text_depth or settings.depth or row.text_depth
+    key = "text_width" if own else "width"
+    width = own or settings.width or row.text_width
+    return TowerSize(
+        width,
+        depth,
+        _heads(settings.text_heads, width, "text_heads", key),
+        _layers(settings, depth) if settings.text_hierarchy else (),
+        width if settings.affinity_width == "full" else settings.affinity_width,
+    )
+
+
+def _heads(heads: int | None, width: int, heads_key: str, width_key: str) -> int:
+    if heads is None and width % HEAD_WIDTH:
+        raise ValueError(f"{width_key}: expected a multiple of {HEAD_WIDTH} (channels of one head), got {width}")
+    if heads is not None and width % heads:
+        raise ValueError(f"{heads_key}: expected a divisor of the tower's width ({width}), got {heads}")
+    return heads or width // HEAD_WIDTH
+
+
+def _layers(settings: ModelSettings, depth: int) -> tuple[int, ...]:
+    if settings.hierarchy_layers == "all":
+        return tuple(range(depth))
+    layers = settings.hierarchy_layers
+    wrong = [layer for layer in layers if not 0 <= layer < depth]
+    if wrong or not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"hierarchy_layers: expected all, or different layers of 0 to {depth - 1}, got {list(layers)}")
+    return tuple(sorted(layers))

@@ -1,0 +1,87 @@
+"""The text tower: CLIP's text transformer, with HiCLIP's Tree Transformer over the chain of its words.
+
+Words attend under affinities between neighbouring words, so that phrases merge layer by layer into a sentence. The
+caption's vector is read at its end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hiclip.batch import end_positions
+from hiclip.model.affinity import NeighbourProjection, WordLinks, sentence_affinity
+from hiclip.model.hierarchy import sentence_mask, with_self_link
+from hiclip.model.sizes import ModelSettings, Sizes
+from hiclip.model.tower_output import TowerOutput
+from hiclip.model.transformer import Hierarchy, Transformer
+
+
+class SentenceHierarchy(Hierarchy[WordLinks]):
+    """Affinities of a chain of words, and the mask they give."""
+
+    def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings = settings
+        self.projection = NeighbourProjection(sizes.text.width, sizes.text.affinity_width)
+
+    def affinities(self, tokens: Tensor, chain: Tensor | None, previous: WordLinks | None) -> WordLinks:
+        """Layer input (B, N, D) and the nodes of the chain (B, N) -> (B, N-1)."""
+        assert chain is not None
+        query, key = self.projection(tokens)
+        return sentence_affinity(query, key, chain, previous, scale=self.settings.affinity_scale)
+
+    def mask(self, links: WordLinks, chain: Tensor | None) -> Tensor:
+        """Affinities -> C (B, N, N)."""
+        assert chain is not None
+        mask = sentence_mask(links)
+        if not self.settings.special_tokens_in_chain:
+            mask = mask.masked_fill(~(chain[:, :, None] & chain[:, None, :]), 1.0)
+        return with_self_link(mask, self.settings.self_link)
+
+
+class TextTower(nn.Module):
+    """Token table and positions, layers, then a projection of the end token."""
+
+    def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
+        super().__init__()
+        width = sizes.text.width
+        self.settings = settings
+        self.token_embedding = nn.Embedding(sizes.vocabulary, width)
+        self.positions = nn.Parameter(torch.randn(sizes.context, width) * 0.01)
+        self.transformer = Transformer[WordLinks](sizes.text, lambda: SentenceHierarchy(settings, sizes))
+        self.final_norm = nn.LayerNorm(width)
+        # No bias, as in CLIP and as on the image side: DeCLIP's code has one, but a constant added to every caption's
+        # vector says nothing about any caption, and without it the parameters are those of CLIP's published models.
+        self.projection = nn.Linear(width, sizes.embedding, bias=False)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, tokens: Tensor, given: Sequence[WordLinks] | None = None) -> TowerOutput[WordLinks]:
+        """(B, L) token ids, L at most the context -> the tower's output; padding after a caption's end changes nothing.
+
+        `given` replaces the affinities of the layers that compute some, bottom first; see `ImageTower.forward`.
+        """
+        end = end_positions(tokens)
+        chain, allowed = self._chain(tokens, end), self._allowed(tokens, end)
+        stream = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
+        stream, affinities = self.transformer(stream, allowed, chain, given)
+        stream = self.final_norm(stream)
+        at_end = stream[torch.arange(len(tokens), device=tokens.device), end]
+        return TowerOutput(self.projection(at_end), stream, affinities)
+
+    def _chain(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """(B, L) bool: the tokens that are linked to their neighbours."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        if self.settings.special_tokens_in_chain:
+            return place <= end[:, None]
+        return (place > 0) & (place < end[:, None])
+
+    def _allowed(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Which words a word may read: those before it and itself (L, L), or its whole caption (B, 1, 1, L)."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        if self.settings.causal:
+            return place <= place[:, None]
+        return (place <= end[:, None])[:, None, None, :]

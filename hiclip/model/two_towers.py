@@ -1,0 +1,41 @@
+"""The model: an image tower, a text tower, and the learnt temperature between their vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hiclip.model.affinity import at_least_float32
+from hiclip.model.image_tower import ImageTower
+from hiclip.model.sizes import ModelSettings, resolve
+from hiclip.model.text_tower import TextTower
+from hiclip.model.tower_output import TowerOutput
+
+__all__ = ["LogitScale", "TowerOutput", "TwoTowers"]
+
+
+class LogitScale(nn.Module):
+    """The inverse temperature: a module, so that engines that shard parameters gather it when it is asked for."""
+
+    def __init__(self, initial_temperature: float, max_logit_scale: float) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.tensor(math.log(1 / initial_temperature)))
+        self.max_logit_scale = max_logit_scale
+
+    def forward(self) -> Tensor:
+        """Scalar exp(logarithm), at most max_logit_scale (where its gradient ends: it stays there)."""
+        return at_least_float32(self.logarithm).exp().clamp(max=self.max_logit_scale)
+
+
+class TwoTowers(nn.Module):
+    """Image tower, text tower and logit scale as one module of parameters; towers are called by name."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        sizes = resolve(settings)
+        self.settings = settings
+        self.image_tower = ImageTower(settings, sizes)
+        self.text_tower = TextTower(settings, sizes)
+        self.logit_scale = LogitScale(settings.initial_temperature, settings.max_logit_scale)

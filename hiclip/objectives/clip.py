@@ -1,0 +1,49 @@
+"""CLIP's objective, and with the hierarchy on HiCLIP's: a picture and its caption find each other in the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from hiclip.batch import Batch, Views
+from hiclip.losses.contrastive import contrastive_loss
+from hiclip.model.sizes import ModelSettings
+from hiclip.model.two_towers import TwoTowers
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Keys of the objective `clip`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: Literal["clip"] = "clip"
+    """Chooses this objective."""
+    smoothing: float = 0.0
+    """Share of the target that the other pairs of the batch divide among them, 0 to below 1; 0 is CLIP."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"smoothing: expected 0 to below 1, got {self.smoothing}")
+
+    def build(self, model: ModelSettings) -> ClipObjective:
+        """The objective's module for towers of these settings."""
+        return ClipObjective(self)
+
+
+class ClipObjective(nn.Module):
+    """Symmetric contrastive loss between a crop of the picture and its caption."""
+
+    views = Views(images=("crop",), texts=("caption",))
+
+    def __init__(self, settings: ClipSettings) -> None:
+        super().__init__()
+        self.smoothing = settings.smoothing
+
+    def forward(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
+        """This rank's pairs -> {"contrastive": scalar}; its mean over ranks is the loss of the global batch."""
+        images = towers.image_tower(batch.images["crop"]).vector
+        texts = towers.text_tower(batch.tokens["caption"]).vector
+        return {"contrastive": contrastive_loss(images, texts, towers.logit_scale(), self.smoothing)}
