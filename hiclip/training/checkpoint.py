@@ -1,0 +1,194 @@
+"""A checkpoint is a folder: everything that a run needs to go on as if it had never stopped, and that a reader needs to
+use the model without Ray or DeepSpeed.
+
+    weights.safetensors   `towers.*` and `objective.*`, fp32
+    model.json            the keys under `model:`
+    engine/               the optimizer's state as the engine shares it out among ranks
+    job.yaml              the resolved job
+    losses.csv            every step up to here
+    state.json            TrainState
+    COMPLETE              written last: names of all files; a folder without it is no checkpoint
+
+Order of the data, random numbers and learning rate are arithmetic on `seen` and need no state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hiclip.model.sizes import ModelSettings
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.history import StepRow, from_csv, to_csv
+from pipeline.jobfile import InputError, Settings
+from pipeline.storage import Folder, folder
+
+COMPLETE = "COMPLETE"
+_CHECKPOINTS = "checkpoints"
+_MODEL = TypeAdapter(ModelSettings)
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, torn, or not of this run."""
+
+
+class TrainState(Settings):
+    """Where a run stands, beside its weights."""
+
+    step: int
+    """Steps done."""
+    seen: int
+    """Pairs consumed."""
+    world: int
+    """Workers that wrote it; the engine's part can only be read by as many."""
+    seconds: float
+    """Time spent in steps so far, over all restarts, in seconds."""
+    wait_s: float
+    """Of it, waiting for data."""
+    job_fingerprint: str
+    manifest_fingerprint: str
+    mlflow_run_id: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, its large files still unread."""
+
+    place: Folder
+    state: TrainState
+    model: ModelSettings
+
+    def history(self) -> list[StepRow]:
+        """Every step up to the checkpoint."""
+        return from_csv(self.place.read_text("losses.csv"))
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, on CPU."""
+        with local_files(self.place, ["weights.safetensors"]) as here:
+            try:
+                weights: dict[str, Tensor] = load_file(here / "weights.safetensors")
+                return weights
+            except SafetensorError as error:
+                raise CheckpointError(f"{self.place.join('weights.safetensors')}: cannot be read: {error}") from None
+
+
+def checkpoint_name(seen: int) -> str:
+    """The checkpoint's folder inside the run's folder."""
+    return f"{_CHECKPOINTS}/seen-{seen:012d}"
+
+
+def newest_checkpoint(run_folder: str) -> str | None:
+    """The whole checkpoint of a run that has seen most; torn ones are passed over. None if there is none."""
+    run = folder(run_folder)
+    names = _checkpoints(run)
+    return run.join(names[-1]) if names else None
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """The checkpoint at `path`, or the newest of the run at `path`. CheckpointError if it is torn or not there."""
+    place = folder(path)
+    if place.exists(_CHECKPOINTS):
+        newest = newest_checkpoint(path)
+        if newest is None:
+            raise CheckpointError(f"{place.root}: the run has no whole checkpoint yet")
+        place = folder(newest)
+    if not place.exists(COMPLETE):
+        what = "was not finished: it has no COMPLETE" if place.exists("state.json") else "no checkpoint is here"
+        raise CheckpointError(f"{place.root}: {what}")
+    present = set(place.names())
+    missing = [name for name in json.loads(place.read_text(COMPLETE))["files"] if name not in present]
+    if missing:
+        raise CheckpointError(f"{place.root}: {missing[0]} is missing though the checkpoint was complete")
+    try:
+        state = TrainState.model_validate_json(place.read_text("state.json"))
+        model = _MODEL.validate_json(place.read_text("model.json"))
+    except ValidationError as error:
+        raise CheckpointError(f"{place.root}: cannot be read: {' '.join(str(error).split())}") from None
+    return Checkpoint(place, state, model)
+
+
+def load_towers(path: str) -> tuple[TwoTowers, TrainState]:
+    """The trained towers in evaluation mode on CPU, and where their run stood. Needs neither Ray nor DeepSpeed."""
+    checkpoint = read_checkpoint(path)
+    towers = TwoTowers(checkpoint.model)
+    weights = checkpoint.weights()
+    own = {name.removeprefix("towers."): tensor for name, tensor in weights.items() if name.startswith("towers.")}
+    try:
+        towers.load_state_dict(own)
+    except RuntimeError as error:  # names or shapes that are not this model's
+        raise CheckpointError(f"{checkpoint.place.root}: {' '.join(str(error).split())}") from None
+    return towers.eval(), checkpoint.state
+
+
+def begin_checkpoint(place: Folder) -> None:
+    """Clears what an interrupted attempt left; the first thing to do, by one rank."""
+    place.remove()
+    place.make()
+
+
+def write_engine_files(place: Folder, written: str) -> None:
+    """Copies what this rank's engine wrote to the local folder `written`; ranks name their files apart."""
+    for file in sorted(path for path in Path(written).rglob("*") if path.is_file()):
+        place.upload(str(file), f"engine/{file.relative_to(written)}")
+
+
+def write_contents(
+    place: Folder, weights: dict[str, Tensor], model: ModelSettings, job: str, state: TrainState, history: list[StepRow]
+) -> None:
+    """Writes everything but the engine's files and COMPLETE; by one rank. `job`: the resolved job as YAML."""
+    with tempfile.TemporaryDirectory(prefix="hiclip-weights-") as local:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, f"{local}/weights.safetensors")
+        place.upload(f"{local}/weights.safetensors", "weights.safetensors")
+    place.write_text("model.json", json.dumps(_MODEL.dump_python(model, mode="json"), indent=1) + "\n")
+    place.write_text("job.yaml", job)
+    place.write_text("losses.csv", to_csv(history))
+    place.write_text("state.json", state.model_dump_json(indent=1) + "\n")
+
+
+def complete_checkpoint(place: Folder) -> None:
+    """Declares the checkpoint whole; by one rank, after every rank has written its files."""
+    place.write_text(COMPLETE, json.dumps({"files": place.names()}, indent=1) + "\n")
+
+
+def prune_checkpoints(run_folder: str, keep: int) -> None:
+    """Removes all but the newest `keep` whole checkpoints, and torn ones older than those."""
+    run = folder(run_folder)
+    kept = _checkpoints(run)[-keep:]
+    folders = {f"{_CHECKPOINTS}/{name.split('/')[1]}" for name in run.names(f"{_CHECKPOINTS}/")}
+    for name in sorted(folders - set(kept)):
+        if kept and name < kept[0]:
+            run.remove(f"{name}/{COMPLETE}")  # first, so that a half-removed one does not look whole
+            run.remove(name)
+
+
+@contextlib.contextmanager
+def local_files(place: Folder, names: list[str]) -> Iterator[Path]:
+    """A local folder that holds these files of `place`: itself if it is local, else a copy for the while."""
+    if place.is_local:
+        yield Path(place.root)
+        return
+    with tempfile.TemporaryDirectory(prefix="hiclip-checkpoint-") as here:
+        for name in names:
+            target = Path(here, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place.download(name, str(target))
+        yield Path(here)
+
+
+def _checkpoints(run: Folder) -> list[str]:
+    """Whole checkpoints of a run, relative to it, by pairs seen."""
+    pattern = re.compile(rf"{_CHECKPOINTS}/seen-\d{{12}}/{COMPLETE}")
+    return sorted(
+        name.removesuffix(f"/{COMPLETE}") for name in run.names(f"{_CHECKPOINTS}/") if pattern.fullmatch(name)
+    )

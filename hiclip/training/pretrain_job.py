@@ -1,0 +1,135 @@
+"""PretrainJob: the keys of a pretraining job, what they mean, and what cannot work together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hiclip.model.sizes import ModelSettings, resolve
+from hiclip.objectives import ObjectiveSettings
+from hiclip.objectives.clip import ClipSettings
+from hiclip.training.optimizer import OptimizerSettings
+from hiclip.training.schedule import ScheduleSettings
+from pipeline.jobfile import Job, Number, Settings, job_fingerprint
+
+NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "price")
+"""Keys of a job that cannot change its weights: a run may be resumed under other values of these."""
+
+
+class DataSettings(Settings):
+    """Which pairs are shown, and how many at once."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// address that `pipeline.build` wrote."""
+    batch: Annotated[int, Field(ge=2)]
+    """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
+    window_groups: Annotated[int, Field(ge=1)] = 64
+    """Row groups whose pairs are mixed with each other; more mix better and take more memory."""
+
+
+class PlainEngineSettings(Settings):
+    """Torch alone: one worker, nothing sharded."""
+
+    name: Literal["plain"]
+
+
+class DeepSpeedEngineSettings(Settings):
+    """DeepSpeed: any number of workers, the optimizer's state shared out among them."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 1
+    """What is shared out instead of kept by every worker: 0 nothing, 1 optimizer state, 2 also gradients."""
+
+
+EngineSettings = Annotated[PlainEngineSettings | DeepSpeedEngineSettings, Field(discriminator="name")]
+
+
+class WorkerSettings(Settings):
+    """The processes that train, each with one device."""
+
+    count: Annotated[int, Field(ge=1)] = 1
+    """Number of workers; divides `data.batch`."""
+    cpus: Annotated[Number, Field(gt=0)] = 1.0
+    """Ray CPUs that each worker takes; leave some for the tasks that read and decode. Torch gets a thread for each."""
+    gpus: Annotated[Number, Field(ge=0)] = 0.0
+    """Ray GPUs that each worker takes; 0 trains on CPU."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a lost worker may send all workers back to the newest checkpoint before the run fails."""
+
+
+class CheckpointSettings(Settings):
+    """When the run is saved. The end of a run is always saved."""
+
+    every_pairs: Annotated[int, Field(ge=1)]
+    """Pairs seen between two checkpoints, rounded up to whole steps."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest checkpoints stay."""
+
+
+class PriceSettings(Settings):
+    """What the bill of `--dry-run` is computed from."""
+
+    device: str
+    """Name of the device, for the reader."""
+    peak_tflops: Annotated[Number, Field(gt=0)]
+    """Most floating-point operations of the job's precision that a device does, in 10^12 a second."""
+    utilization: Annotated[Number, Field(gt=0, le=1)] = 0.3
+    """Share of the peak that training is assumed to reach."""
+    per_hour: Annotated[Number, Field(ge=0)]
+    """Price of one device for an hour, in `currency`."""
+    currency: str = "USD"
+
+
+class PretrainJob(Job):
+    """A pretraining run."""
+
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    """The towers, see `hiclip.model.sizes`."""
+    objective: ObjectiveSettings = ClipSettings()
+    """What is learnt from a batch, see `hiclip.objectives`."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings
+    engine: EngineSettings = DeepSpeedEngineSettings()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the forward and backward; weights and optimizer are fp32 in both."""
+    workers: WorkerSettings = WorkerSettings()
+    checkpoints: CheckpointSettings
+    price: PriceSettings | None = None
+    """Null: the bill says nothing of hours and money."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.schedule.pairs // self.data.batch
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that the whole run sees: `schedule.pairs`, rounded down to whole steps."""
+        return self.steps * self.data.batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of everything in the job that can change its weights."""
+        return job_fingerprint(self, leave_out=NOT_THE_RESULT)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PretrainJob:
+        try:
+            resolve(self.model)
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from None
+        if self.data.batch % self.workers.count:
+            raise ValueError(
+                f"data.batch: expected a multiple of workers.count ({self.workers.count}), came {self.data.batch}"
+            )
+        if self.engine.name == "plain" and self.workers.count > 1:
+            raise ValueError(
+                f"engine.name: plain trains with workers.count 1, came {self.workers.count}; use deepspeed"
+            )
+        if self.steps == 0:
+            raise ValueError(
+                f"schedule.pairs: expected at least one batch ({self.data.batch}), came {self.schedule.pairs}"
+            )
+        return self

@@ -1,0 +1,35 @@
+"""What a run tells whoever records it. Calls never wait and never fail: a run does not stop because its record does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """The record of one run; `hiclip.training.mlflow_tracker` keeps it in MLflow."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The record's own name for the run, with which a resumed run appends to it; None if it cannot be reached."""
+        ...
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Notes the settings of the run; nested ones get dotted names."""
+        ...
+
+    def metrics(self, values: Mapping[str, float], seen: int) -> None:
+        """Notes numbers measured after `seen` pairs."""
+        ...
+
+    def tag(self, key: str, value: str) -> None:
+        """Notes one fact about the run."""
+        ...
+
+    def artifact(self, path: str, folder: str = "") -> None:
+        """Keeps a copy of a local file as it is now, in `folder` of the record."""
+        ...
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Delivers what is left and ends the record as FINISHED, FAILED or KILLED."""
+        ...
