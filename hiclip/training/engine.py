@@ -1,0 +1,91 @@
+"""The seam between the loop and whoever computes gradients and moves weights: a forward, an update, save and load.
+
+`PlainEngine` is torch alone on one device. `hiclip.training.deepspeed_engine` is the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from hiclip.batch import Batch
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.optimizer import OptimizerSettings, make_optimizer, set_rate
+
+
+class Pretraining(nn.Module):
+    """Towers and objective as the one module that is trained, so that an engine may wrap, shard and gather it whole."""
+
+    def __init__(self, towers: TwoTowers, objective: nn.Module, bf16: bool = False) -> None:
+        super().__init__()
+        self.towers = towers
+        self.objective = objective
+        self.bf16 = bf16
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """This rank's pairs -> weighted losses by name; weights stay fp32 when the arithmetic is bf16."""
+        # Inside the module: DeepSpeed switches off an autocast that is around its own forward.
+        with torch.autocast(next(iter(batch.images.values())).device.type, torch.bfloat16, enabled=self.bf16):
+            losses: dict[str, Tensor] = self.objective(self.towers, batch)
+        return losses
+
+
+class Engine(Protocol):
+    """Trains a `Pretraining` module on one rank; every rank calls the same methods in the same order."""
+
+    @property
+    def module(self) -> Pretraining:
+        """What is trained, with this rank's current weights."""
+        ...
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward: this rank's pairs -> losses by name, with gradient."""
+        ...
+
+    def update(self, loss: Tensor, learning_rate: float) -> None:
+        """Backward and one step of the optimizer with the gradient averaged over ranks."""
+        ...
+
+    def save(self, place: Path) -> None:
+        """Writes the optimizer's state to an empty local folder; ranks' files have different names."""
+        ...
+
+    def load(self, place: Path, weights: Mapping[str, Tensor]) -> None:
+        """Takes weights (all of them, by name) and the state that as many ranks saved to a local folder."""
+        ...
+
+
+class PlainEngine:
+    """One device, one process, torch alone."""
+
+    def __init__(self, module: Pretraining, settings: OptimizerSettings) -> None:
+        self.module = module
+        self._optimizer = make_optimizer(module, settings)
+        self._clip_norm = settings.clip_norm
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Engine`."""
+        return cast(dict[str, Tensor], self.module(batch))
+
+    def update(self, loss: Tensor, learning_rate: float) -> None:
+        """See `Engine`."""
+        set_rate(self._optimizer, learning_rate)
+        torch.autograd.backward(loss)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def save(self, place: Path) -> None:
+        """See `Engine`."""
+        torch.save(self._optimizer.state_dict(), place / "adamw.pt")
+
+    def load(self, place: Path, weights: Mapping[str, Tensor]) -> None:
+        """See `Engine`."""
+        self.module.load_state_dict(weights)
+        device = next(self.module.parameters()).device
+        self._optimizer.load_state_dict(torch.load(place / "adamw.pt", map_location=device, weights_only=True))

@@ -1,0 +1,95 @@
+"""The bill of a pretraining job, before anything is started: what it will read, compute, hold and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from hiclip.training.cost import parameters, train_flops
+from hiclip.training.pretrain_job import PretrainJob
+from pipeline.manifest import Manifest
+
+_WEIGHT, _GRADIENT, _ADAM = 4, 4, 8  # bytes a parameter: all fp32, Adam has two moments
+_MASTER = 4  # DeepSpeed's own copy of the weights, sharded, in its checkpoints
+
+
+def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
+    """The bill as a table; `manifest` None: the dataset is not built yet."""
+    table = Table(title=f"{job.name}: the bill", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _lines(job, manifest):
+        table.add_row(name, value)
+    return table
+
+
+def state_bytes(job: PretrainJob, zero_stage: int) -> float:
+    """Bytes of weights, gradients and optimizer state that one worker holds; activations come on top."""
+    count, workers = parameters(job.model), job.workers.count
+    gradient = _GRADIENT / workers if zero_stage >= 2 else _GRADIENT
+    adam = _ADAM / workers if zero_stage >= 1 else _ADAM
+    return count * (_WEIGHT + gradient + adam)
+
+
+def checkpoint_bytes(job: PretrainJob) -> float:
+    """Bytes of one checkpoint: the readable weights and the engine's files."""
+    engine = _ADAM if job.engine.name == "plain" else _WEIGHT + _MASTER + _ADAM
+    return parameters(job.model) * (_WEIGHT + engine)
+
+
+def hours(job: PretrainJob) -> float | None:
+    """Hours of the whole run at the assumed share of the devices' peak; None without a price."""
+    if job.price is None:
+        return None
+    rate = job.workers.count * job.price.peak_tflops * 1e12 * job.price.utilization
+    return train_flops(job.model, job.pairs) / rate / 3600
+
+
+def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
+    yield from _data_lines(job, manifest)
+    yield "parameters", f"{parameters(job.model):,}"
+    flops = train_flops(job.model, job.pairs)
+    yield "arithmetic", f"{flops:.3g} FLOPs, {flops / job.pairs / 1e9:.3g} GFLOPs a pair, {job.precision}"
+    yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
+    for stage in (0, 1, 2):
+        yield f"memory, ZeRO {stage}", f"{_size(state_bytes(job, stage))} a worker for weights, gradients and AdamW"
+    saved = -(-job.pairs // job.checkpoints.every_pairs)
+    size, keep = checkpoint_bytes(job), job.checkpoints.keep
+    yield "checkpoints", f"{saved} of {_size(size)}; {keep} stay, one is being written: {_size(size * (keep + 1))}"
+    yield from _price_lines(job)
+
+
+def _data_lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
+    yield "pairs seen", f"{job.pairs:,} in {job.steps:,} steps of {job.data.batch:,}"
+    if manifest is None:
+        yield "dataset", f"{job.data.dataset}: not built yet, see pipeline.build"
+        return
+    size = sum(shard.bytes for shard in manifest.shards)
+    yield "dataset", f"{manifest.pairs:,} pairs, {_size(size)}, fingerprint {manifest.fingerprint[:12]}"
+    yield "epochs", f"{job.pairs / manifest.pairs:.2f}"
+
+
+def _price_lines(job: PretrainJob) -> Iterator[tuple[str, str]]:
+    needed, price = hours(job), job.price
+    if needed is None or price is None:
+        yield "time and money", "unknown: the job has no price"
+        return
+    devices = job.workers.count
+    yield (
+        "time",
+        f"{needed:,.1f} h on {devices} × {price.device} at {price.utilization:.0%} of {price.peak_tflops:g} TFLOP/s",
+    )
+    yield "money", f"{needed * devices * price.per_hour:,.2f} {price.currency} at {price.per_hour:g} a device and hour"
+
+
+def _engine(job: PretrainJob) -> str:
+    return "plain engine" if job.engine.name == "plain" else f"DeepSpeed ZeRO {job.engine.zero_stage}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"

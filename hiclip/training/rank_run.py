@@ -1,0 +1,163 @@
+"""One rank's part of a run: build or restore, train, save on time. It does not know who started it, so it runs under
+Ray as it runs in a test.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hiclip.batch import Batch
+from hiclip.distributed import rank, world
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TrainState,
+    begin_checkpoint,
+    checkpoint_name,
+    complete_checkpoint,
+    local_files,
+    prune_checkpoints,
+    read_checkpoint,
+    write_contents,
+    write_engine_files,
+)
+from hiclip.training.engine import Engine, PlainEngine, Pretraining
+from hiclip.training.history import StepRow
+from hiclip.training.loop import Plan, train
+from hiclip.training.mlflow_tracker import recorded_run_id
+from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.schedule import rate_factor_of_step
+from pipeline.jobfile import resolved_yaml
+from pipeline.storage import Folder, folder
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run lives and what it was made from; the same on every rank."""
+
+    run_folder: str
+    """Absolute path or s3://."""
+    manifest_fingerprint: str
+    commit: str | None
+
+
+def run_rank(
+    job: PretrainJob,
+    place: RunPlace,
+    newest: str | None,
+    batches_from: Callable[[int], Iterable[Batch]],
+    on_step: Callable[[StepRow], None],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Trains from the checkpoint `newest` (None: from the start) to the end of the job, on this rank.
+
+    `batches_from(step)` gives this rank's batches from that step to the job's last. All ranks are given the same
+    `newest`. When this returns, the last checkpoint is whole.
+    """
+    module = build_module(job).to(device)
+    engine = make_engine(job, module)
+    saver = _Saver(job, place, engine)
+    if newest is not None:
+        saver.restore(read_checkpoint(newest))
+
+    def note(row: StepRow) -> None:
+        saver.history.append(row)
+        on_step(row)
+        if saver.is_due(row.seen):
+            saver.save(row.seen)
+
+    first_step = saver.seen // job.data.batch
+    plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step))
+    train(engine, (batch.to(device) for batch in batches_from(first_step)), plan, note)
+    if saver.seen != job.pairs:
+        raise RuntimeError(f"the data ended after {saver.seen} of {job.pairs} pairs")
+
+
+def build_module(job: PretrainJob) -> Pretraining:
+    """The freshly initialised module of a job: the same numbers on every rank and machine."""
+    torch.manual_seed(job.seed)
+    towers = TwoTowers(job.model)
+    return Pretraining(towers, job.objective.build(job.model), bf16=job.precision == "bf16")
+
+
+def make_engine(job: PretrainJob, module: Pretraining) -> Engine:
+    """The engine that the job names."""
+    if job.engine.name == "plain":
+        return PlainEngine(module, job.optimizer)
+    from hiclip.training.deepspeed_engine import DeepSpeedEngine  # only where it is wanted: it takes seconds to import
+
+    return DeepSpeedEngine(module, job.optimizer, job.engine.zero_stage, job.data.batch // world())
+
+
+def learning_rate(job: PretrainJob, step: int) -> float:
+    """The rate of step `step`, counted from 0."""
+    return job.optimizer.learning_rate * rate_factor_of_step(job.schedule, step, job.data.batch)
+
+
+class _Saver:
+    """Writes checkpoints together with the other ranks, and keeps what goes into them."""
+
+    def __init__(self, job: PretrainJob, place: RunPlace, engine: Engine) -> None:
+        self.history: list[StepRow] = []
+        self._job, self._place, self._engine = job, place, engine
+
+    @property
+    def seen(self) -> int:
+        return self.history[-1].seen if self.history else 0
+
+    def is_due(self, seen: int) -> bool:
+        every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
+        return seen // every > (seen - batch) // every or seen == self._job.pairs
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        state, root = checkpoint.state, checkpoint.place.root
+        if state.manifest_fingerprint != self._place.manifest_fingerprint:
+            raise CheckpointError(f"{root}: was trained on another dataset than the job's is now")
+        if state.world != world():
+            raise CheckpointError(f"{root}: was written by {state.world} workers, the run has {world()}")
+        names = [name for name in checkpoint.place.names() if name.startswith("engine/")]
+        with local_files(checkpoint.place, names) as here:
+            self._engine.load(here / "engine", checkpoint.weights())
+        self.history = checkpoint.history()
+
+    def save(self, seen: int) -> None:
+        target = folder(self._place.run_folder).child(checkpoint_name(seen))
+        if rank() == 0:
+            begin_checkpoint(target)
+        _wait_for_all()
+        with tempfile.TemporaryDirectory(prefix="hiclip-engine-") as local:
+            self._engine.save(Path(local))
+            write_engine_files(target, local)
+        if rank() == 0:
+            self._write_contents(target)
+        _wait_for_all()
+        if rank() == 0:
+            complete_checkpoint(target)
+            prune_checkpoints(self._place.run_folder, self._job.checkpoints.keep)
+
+    def _write_contents(self, target: Folder) -> None:
+        state = TrainState(
+            step=self.seen // self._job.data.batch,
+            seen=self.seen,
+            world=world(),
+            seconds=sum(row.seconds for row in self.history),
+            wait_s=sum(row.wait_s for row in self.history),
+            job_fingerprint=self._job.fingerprint,
+            manifest_fingerprint=self._place.manifest_fingerprint,
+            mlflow_run_id=recorded_run_id(self._place.run_folder),
+            commit=self._place.commit,
+        )
+        weights = self._engine.module.state_dict()
+        write_contents(target, weights, self._job.model, resolved_yaml(self._job), state, self.history)
+
+
+def _wait_for_all() -> None:
+    if world() > 1:
+        dist.barrier()

@@ -1,0 +1,146 @@
+"""Runs a job on Ray Train's workers and hears of every step (door: ray.train).
+
+What Ray does here: place one worker a device, connect them (gloo or NCCL), send all back to the start when one is lost.
+What it does not: hold our checkpoints. `ray.train.report` would copy them to a folder that only this run's Ray knows,
+and it is a barrier that every rank must enter; ours lie in the run's folder, are read by name, and outlive Ray. So a
+restarted worker looks for the newest whole checkpoint itself, and steps reach the driver through a mailbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from hiclip.batch import Batch
+from hiclip.training.checkpoint import newest_checkpoint
+from hiclip.training.history import StepRow
+from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.rank_run import RunPlace, run_rank
+from pipeline.jobfile import InputError
+from pipeline.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+
+# glibc hands freed memory back to the kernel and asks for it again at every step, which costs a CPU worker a good part
+# of its time; these keep it. They are read when a process starts, so they belong to the worker's environment.
+_KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """All that a worker is told."""
+
+    job: PretrainJob
+    place: RunPlace
+    dataset: str
+    """Absolute path or s3://: Ray moves workers to a directory of its own."""
+    manifest: Manifest
+
+
+def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> None:
+    """Trains the job to its end; `on_steps` hears, on another thread and in order, of the steps as they are done.
+
+    After a restart steps come again from the checkpoint on. Raises the worker's own InputError if that is what ended
+    the run for good, else Ray's TrainingFailedError.
+    """
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if task.job.workers.gpus else "gloo"),
+        scaling_config=_scaling(task.job),
+        run_config=_run_config(task),
+    )
+    done = threading.Event()
+    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done), name="steps", daemon=True)
+    reader.start()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _own(error) from error
+    finally:
+        done.set()
+        reader.join()
+        ray.kill(mailbox)
+
+
+def _train_worker(config: dict[str, object]) -> None:
+    task, mailbox = config["task"], config["mailbox"]
+    assert isinstance(task, WorkerTask)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, int(task.job.workers.cpus)))
+    # One rank looks, or a checkpoint that appears just now could send ranks to different steps.
+    newest = broadcast_from_rank_zero(newest_checkpoint(task.place.run_folder) if rank == 0 else None)
+
+    def post(row: StepRow) -> None:
+        if rank == 0:
+            mailbox.post.remote(row)  # type: ignore[attr-defined]  # not waited for
+
+    run_rank(task.job, task.place, newest, lambda step: _batches(task, step, rank, world), post, get_device())
+
+
+def _batches(task: WorkerTask, first_step: int, rank: int, world: int) -> Iterable[Batch]:
+    raise NotImplementedError
+
+
+def _scaling(job: PretrainJob) -> ScalingConfig:
+    resources = {"CPU": job.workers.cpus}
+    if job.workers.gpus:
+        resources["GPU"] = job.workers.gpus
+    return ScalingConfig(num_workers=job.workers.count, use_gpu=job.workers.gpus > 0, resources_per_worker=resources)
+
+
+def _run_config(task: WorkerTask) -> RunConfig:
+    job = task.job
+    return RunConfig(
+        # Ray takes up a run of the same name again; a name that carries the job's hash cannot be another job's.
+        name=f"{job.name}-{job.fingerprint[:12]}",
+        storage_path=f"{task.place.run_folder.rstrip('/')}/ray",
+        failure_config=FailureConfig(max_failures=job.workers.restarts),
+        # The worker's own environment and not that of `ray.init`, which would clash with `ray job submit`'s.
+        worker_runtime_env={"env_vars": _KEEP_MEMORY},
+    )
+
+
+class _Mailbox:
+    """Holds steps until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._rows: list[StepRow] = []
+
+    def post(self, row: StepRow) -> None:
+        self._rows.append(row)
+
+    def take(self) -> list[StepRow]:
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def _read(mailbox: object, on_steps: Callable[[list[StepRow]], None], done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(_POLL_S)  # once more after the end, for what came since
+        rows = ray.get(mailbox.take.remote())  # type: ignore[attr-defined]
+        if rows:
+            on_steps(rows)
+
+
+def _own(error: ray.train.WorkerGroupError) -> Exception:
+    """The mistake that a worker named (the others then fail for want of it), else Ray's error as it is."""
+    return next((failure for failure in error.worker_failures.values() if isinstance(failure, InputError)), error)

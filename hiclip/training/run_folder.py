@@ -1,0 +1,125 @@
+"""The folder of a run: whose it is, whether the run is finished, and its result.
+
+job.yaml       the resolved job, written first: another job is refused
+checkpoints/   see `hiclip.training.checkpoint`
+losses.csv     every step
+result.json    all numbers of the finished run, written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from hiclip.training.checkpoint import Checkpoint, read_checkpoint
+from hiclip.training.cost import parameters, train_flops
+from hiclip.training.history import StepRow, to_csv
+from hiclip.training.pretrain_job import NOT_THE_RESULT, PretrainJob
+from pipeline.jobfile import JobError, resolved, resolved_yaml
+from pipeline.manifest import DatasetError, Manifest
+from pipeline.storage import folder
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a finished run came to; its fields are the keys of result.json."""
+
+    run_folder: str
+    """Absolute path or s3://."""
+    checkpoint: str
+    """The last checkpoint."""
+    seen: int
+    steps: int
+    loss: float
+    """Of the last step, in nats."""
+    losses: tuple[tuple[int, float], ...]
+    """(seen, loss) of every step."""
+    pairs_per_s: float
+    """Pairs a second over all steps of all starts; starting and saving are not in it."""
+    seconds: float
+    """Time spent in steps."""
+    loader_wait_share: float
+    """Share of `seconds` spent waiting for data."""
+    parameters: int
+    train_flops: float
+    job_fingerprint: str
+    manifest_fingerprint: str
+    commit: str | None
+    mlflow_run_id: str | None
+
+
+def claim(job: PretrainJob) -> None:
+    """Makes `out` the folder of this job. JobError, with the first key that differs, if it is another job's."""
+    place = folder(job.out)
+    if not place.exists("job.yaml"):
+        place.make().write_text("job.yaml", resolved_yaml(job))
+        return
+    earlier = yaml.safe_load(place.read_text("job.yaml"))
+    for key, before, now in _differences(earlier, resolved(job)):
+        if key.split(".")[0] not in NOT_THE_RESULT:
+            raise JobError(
+                f"out: {place.root} holds a run of another job: there {key} is {before!r}, here {now!r}; "
+                "choose another out, or remove that folder to start over"
+            )
+
+
+def finished(job: PretrainJob, manifest: Manifest) -> PretrainResult | None:
+    """The result of this job's finished run, None if it is not finished. DatasetError if the dataset is another now."""
+    place = folder(job.out)
+    if not place.exists(RESULT):
+        return None
+    content = json.loads(place.read_text(RESULT))
+    result = PretrainResult(**{**content, "losses": tuple((seen, loss) for seen, loss in content["losses"])})
+    if result.manifest_fingerprint != manifest.fingerprint:
+        raise DatasetError(
+            f"{job.data.dataset}: the finished run in {place.root} was trained on dataset "
+            f"{result.manifest_fingerprint[:12]}, this is {manifest.fingerprint[:12]}; choose another out"
+        )
+    return result
+
+
+def finish(job: PretrainJob, mlflow_run_id: str | None) -> PretrainResult:
+    """Writes losses.csv and, last, result.json from the run's last checkpoint."""
+    place = folder(job.out)
+    checkpoint = read_checkpoint(place.root)
+    rows = checkpoint.history()
+    result = _result(job, checkpoint, rows, mlflow_run_id)
+    place.write_text("losses.csv", to_csv(rows))
+    place.write_text(RESULT, json.dumps(vars(result), indent=1) + "\n")
+    return result
+
+
+def _result(job: PretrainJob, checkpoint: Checkpoint, rows: list[StepRow], mlflow_run_id: str | None) -> PretrainResult:
+    state = checkpoint.state
+    return PretrainResult(
+        run_folder=folder(job.out).root,
+        checkpoint=checkpoint.place.root,
+        seen=state.seen,
+        steps=state.step,
+        loss=rows[-1].loss,
+        losses=tuple((row.seen, row.loss) for row in rows),
+        pairs_per_s=state.seen / state.seconds,
+        seconds=state.seconds,
+        loader_wait_share=state.wait_s / state.seconds,
+        parameters=parameters(job.model),
+        train_flops=train_flops(job.model, state.seen),
+        job_fingerprint=state.job_fingerprint,
+        manifest_fingerprint=state.manifest_fingerprint,
+        commit=state.commit,
+        mlflow_run_id=mlflow_run_id,
+    )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, in the order of the job."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*now, *before]):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
