@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hiclip.data.stream_plan import LoaderSettings
+from hiclip.data.views import ViewSettings
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.objectives import ObjectiveSettings
 from hiclip.objectives.clip import ClipSettings
@@ -13,7 +15,7 @@ from hiclip.training.optimizer import OptimizerSettings
 from hiclip.training.schedule import ScheduleSettings
 from pipeline.jobfile import Job, Number, Settings, job_fingerprint
 
-NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "price")
+NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "price")
 """Keys of a job that cannot change its weights: a run may be resumed under other values of these."""
 
 
@@ -26,6 +28,8 @@ class DataSettings(Settings):
     """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
     window_groups: Annotated[int, Field(ge=1)] = 64
     """Row groups whose pairs are mixed with each other; more mix better and take more memory."""
+    views: ViewSettings = ViewSettings()
+    """How crops and captions are drawn from a pair."""
 
 
 class PlainEngineSettings(Settings):
@@ -95,6 +99,8 @@ class PretrainJob(Job):
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward; weights and optimizer are fp32 in both."""
     workers: WorkerSettings = WorkerSettings()
+    loader: LoaderSettings = LoaderSettings()
+    """The processes that read and decode for the workers."""
     checkpoints: CheckpointSettings
     price: PriceSettings | None = None
     """Null: the bill says nothing of hours and money."""
@@ -108,6 +114,11 @@ class PretrainJob(Job):
     def pairs(self) -> int:
         """Pairs that the whole run sees: `schedule.pairs`, rounded down to whole steps."""
         return self.steps * self.data.batch
+
+    @property
+    def ray_cpus(self) -> float:
+        """Ray CPUs that workers and loaders take together."""
+        return self.workers.count * (self.workers.cpus + self.loader.tasks * self.loader.cpus_per_task)
 
     @property
     def fingerprint(self) -> str:

@@ -56,10 +56,10 @@ def run_rank(
     on_step: Callable[[StepRow], None],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Trains from the checkpoint `newest` (None: from the start) to the end of the job, on this rank.
+    """Trains from the checkpoint `newest` (None: from the start; the same on all ranks) to the end of the job.
 
-    `batches_from(step)` gives this rank's batches from that step to the job's last. All ranks are given the same
-    `newest`. When this returns, the last checkpoint is whole.
+    `batches_from(step)` gives this rank's batches, on `device`, from that step to the job's last. When this returns,
+    the last checkpoint is whole.
     """
     module = build_module(job).to(device)
     engine = make_engine(job, module)
@@ -75,7 +75,7 @@ def run_rank(
 
     first_step = saver.seen // job.data.batch
     plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step))
-    train(engine, (batch.to(device) for batch in batches_from(first_step)), plan, note)
+    train(engine, batches_from(first_step), plan, note)
     if saver.seen != job.pairs:
         raise RuntimeError(f"the data ended after {saver.seen} of {job.pairs} pairs")
 

@@ -9,8 +9,9 @@ restarted worker looks for the newest whole checkpoint itself, and steps reach t
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ray
@@ -21,12 +22,13 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from hiclip.batch import Batch
+from hiclip.data.ray_stream import rank_stream
+from hiclip.data.stream_plan import StreamPlan
 from hiclip.training.checkpoint import newest_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace, run_rank
-from pipeline.jobfile import InputError
-from pipeline.manifest import Manifest
+from pipeline.jobfile import InputError, JobError
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +49,8 @@ class WorkerTask:
 
     job: PretrainJob
     place: RunPlace
-    dataset: str
-    """Absolute path or s3://: Ray moves workers to a directory of its own."""
-    manifest: Manifest
+    plan: StreamPlan
+    """Its dataset is an absolute path or s3://: Ray moves workers to a directory of its own."""
 
 
 def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> None:
@@ -58,6 +59,7 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> 
     After a restart steps come again from the checkpoint on. Raises the worker's own InputError if that is what ended
     the run for good, else Ray's TrainingFailedError.
     """
+    _check_room(task.job)
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     trainer = TorchTrainer(
         _train_worker,
@@ -79,6 +81,17 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> 
         ray.kill(mailbox)
 
 
+def _check_room(job: PretrainJob) -> None:
+    """JobError if a Ray of our own is too small, for nothing could make it grow: Ray Train would wait for ever."""
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if job.ray_cpus <= there:
+        return
+    needed = f"workers and loaders take {job.ray_cpus:g} CPUs together, Ray has {there:g}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise JobError(f"ray.num_cpus: {needed}; see workers.cpus, loader.tasks and loader.cpus_per_task")
+    log.warning("%s; waiting for the cluster to grow", needed)
+
+
 def _train_worker(config: dict[str, object]) -> None:
     task, mailbox = config["task"], config["mailbox"]
     assert isinstance(task, WorkerTask)
@@ -92,11 +105,11 @@ def _train_worker(config: dict[str, object]) -> None:
         if rank == 0:
             mailbox.post.remote(row)  # type: ignore[attr-defined]  # not waited for
 
-    run_rank(task.job, task.place, newest, lambda step: _batches(task, step, rank, world), post, get_device())
+    def batches(first_step: int) -> Iterator[Batch]:
+        steps = rank_stream(task.plan, task.job.loader, first_step, task.job.steps, rank, world)
+        return (step.to_batch(get_device()) for step in steps)
 
-
-def _batches(task: WorkerTask, first_step: int, rank: int, world: int) -> Iterable[Batch]:
-    raise NotImplementedError
+    run_rank(task.job, task.place, newest, batches, post, get_device())
 
 
 def _scaling(job: PretrainJob) -> ScalingConfig:

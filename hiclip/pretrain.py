@@ -1,0 +1,138 @@
+"""Trains a model on a dataset: `python -m hiclip.pretrain JOB.yaml [key.path=value ...] [--dry-run]`.
+
+The same command again resumes the run from its newest checkpoint; a finished run says so and trains nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from hiclip.data.stream_plan import StreamPlan, plan_stream
+from hiclip.model.sizes import resolve
+from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
+from hiclip.training.history import StepRow
+from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id
+from hiclip.training.pretrain_bill import bill
+from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.progress import TrainingProgress
+from hiclip.training.rank_run import RunPlace
+from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
+from hiclip.training.source_commit import source_commit
+from hiclip.training.tracker import Tracker
+from pipeline.command import console, run_command
+from pipeline.jobfile import resolved, resolved_yaml
+from pipeline.manifest import MANIFEST, check_shards, read_manifest
+from pipeline.storage import absolute, folder
+
+
+def pretrain(job: PretrainJob, parent_run_id: str | None = None) -> PretrainResult:
+    """Runs, resumes, or finds finished the job; `parent_run_id` nests its MLflow run below another.
+
+    Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
+    """
+    manifest = read_manifest(job.data.dataset)
+    claim(job)
+    result = finished(job, manifest)
+    if result is not None:
+        console.print(f"pretrain: {result.run_folder} is finished: {result.seen:,} pairs seen, loss {result.loss:.3f}")
+        return result
+    _announce(job)
+    plan = _stream(job)
+    check_shards(job.data.dataset, manifest)
+    tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
+    try:
+        result = _train(job, plan, tracker)
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    _record_end(tracker, result)
+    return result
+
+
+def _announce(job: PretrainJob) -> None:
+    newest = newest_checkpoint(job.out)
+    if newest is not None:
+        console.print(f"pretrain: resuming {folder(job.out).root} from {read_checkpoint(newest).state.seen:,} pairs")
+
+
+def _stream(job: PretrainJob) -> StreamPlan:
+    sizes, data = resolve(job.model), job.data
+    views = job.objective.build(job.model).views
+    place = absolute(data.dataset)
+    return plan_stream(
+        place, data.batch, data.window_groups, job.seed, views, sizes.image_px, sizes.context, data.views
+    )
+
+
+def _train(job: PretrainJob, plan: StreamPlan, tracker: Tracker) -> PretrainResult:
+    # Here, after the command has set what Ray reads at import.
+    from hiclip.training.ray_workers import WorkerTask, run_workers
+    from pipeline.ray_session import ray_session
+
+    commit = source_commit()
+    tracker.params(resolved(job))
+    tracker.tag("manifest_fingerprint", plan.fingerprint)
+    tracker.tag("commit", commit or "not a git checkout")
+    _artifact(tracker, "job.yaml", resolved_yaml(job))
+    place = RunPlace(absolute(job.out), plan.fingerprint, commit)
+    with ray_session(job.ray), TrainingProgress(console, job.pairs, job.data.batch) as progress:
+
+        def on_steps(rows: list[StepRow]) -> None:
+            progress.show(rows)
+            for row in rows:
+                tracker.metrics(_metrics(row, job.data.batch), row.seen)
+
+        run_workers(WorkerTask(job, place, plan), on_steps)
+    return finish(job, tracker.run_id)
+
+
+def _metrics(row: StepRow, batch: int) -> dict[str, float]:
+    return {
+        "loss": row.loss,
+        **{f"loss_{name}": value for name, value in row.parts.items() if len(row.parts) > 1},
+        "learning_rate": row.learning_rate,
+        "logit_scale": row.logit_scale,
+        "pairs_per_s": batch / row.seconds,
+        "loader_wait_share": row.wait_s / row.seconds,
+    }
+
+
+def _record_end(tracker: Tracker, result: PretrainResult) -> None:
+    summary = {
+        "pairs_per_s_of_run": result.pairs_per_s,
+        "loader_wait_share_of_run": result.loader_wait_share,
+        "parameters": result.parameters,
+        "train_flops": result.train_flops,
+    }
+    tracker.metrics(summary, result.seen)
+    tracker.tag("checkpoint", result.checkpoint)
+    _artifact(tracker, "losses.csv", folder(result.run_folder).read_text("losses.csv"))
+    tracker.close()
+
+
+def _artifact(tracker: Tracker, name: str, text: str) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        file = Path(local, name)
+        file.write_text(text, encoding="utf-8")
+        tracker.artifact(str(file))
+
+
+def _plan(job: PretrainJob) -> RenderableType:
+    place = folder(job.data.dataset)
+    return bill(job, read_manifest(job.data.dataset) if place.exists(MANIFEST) else None)
+
+
+def _run(job: PretrainJob) -> str:
+    result = pretrain(job)
+    console.print(
+        f"pretrain: {result.seen:,} pairs in {result.steps:,} steps, loss {result.loss:.3f}, "
+        f"{result.pairs_per_s:,.0f} pairs/s, {result.loader_wait_share:.1%} waiting for data"
+    )
+    return folder(result.run_folder).join(RESULT)
+
+
+if __name__ == "__main__":
+    run_command(PretrainJob, _plan, _run)
