@@ -1,0 +1,103 @@
+"""Pictures and captions become unit vectors, a batch at a time, by the towers of one checkpoint.
+
+A vector depends on its batch in the last bits (matrix products are cut by shape), so batches are cut by place in the
+set and never by how many tasks share the work, and each is computed by one thread unless the job says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hiclip.batch import trim_padding
+from hiclip.data.images import ImageError, eval_transform, normalise
+from hiclip.data.tokenizer import Tokenizer
+from hiclip.evaluation.blocks import MapBlocks, cut
+from hiclip.model.sizes import Sizes, resolve
+from hiclip.model.two_towers import TwoTowers
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how it computes; what every task is given."""
+
+    towers: TwoTowers
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    """Threads of torch on a CPU."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers of the model."""
+        return resolve(self.towers.settings)
+
+
+def embed_pictures(
+    embedder: Embedder, pictures: Sequence[bytes], batch: int, map_blocks: MapBlocks, what: str
+) -> Vectors:
+    """N encoded pictures -> (N, E) unit vectors; a row of NaN for one that cannot be read."""
+    return np.concatenate(list(map_blocks(picture_vectors, embedder, cut(pictures, batch), what)))
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks: MapBlocks, what: str) -> Vectors:
+    """N texts -> (N, E) unit vectors. Equal texts are embedded once: a prompt may be a caption too."""
+    once = list(dict.fromkeys(texts))
+    vectors = np.concatenate(list(map_blocks(text_vectors, embedder, cut(once, batch), what)))
+    place = {text: row for row, text in enumerate(once)}
+    return vectors[[place[text] for text in texts]]
+
+
+def picture_vectors(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:
+    """One batch: B encoded pictures -> (B, E) unit vectors; NaN for one that cannot be read."""
+    px = embedder.sizes.image_px
+    pixels = np.full((len(pictures), px, px, 3), 255, dtype=np.uint8)
+    unreadable = []
+    for row, picture in enumerate(pictures):
+        try:
+            pixels[row] = eval_transform(picture, px)
+        except ImageError:
+            unreadable.append(row)
+    with _computing(embedder):
+        images = normalise(torch.from_numpy(pixels).to(embedder.device))
+        vectors = _unit(embedder.towers.image_tower(images).vector)
+    vectors[unreadable] = np.nan
+    return vectors
+
+
+def text_vectors(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """One batch: B texts -> (B, E) unit vectors; what is longer than the context is cut off, as in training."""
+    tokens = torch.from_numpy(Tokenizer(embedder.sizes.context).encode(texts))
+    with _computing(embedder):
+        return _unit(embedder.towers.text_tower(trim_padding(tokens).to(embedder.device)).vector)
+
+
+@contextlib.contextmanager
+def _computing(embedder: Embedder) -> Iterator[None]:
+    """The towers on their device, no gradients, the job's arithmetic, and torch's threads set for the while."""
+    threads = torch.get_num_threads()
+    embedder.towers.eval().to(embedder.device)
+    torch.set_num_threads(embedder.threads)
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(embedder.device, dtype=torch.bfloat16, enabled=embedder.precision == "bf16"),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _unit(vectors: Tensor) -> Vectors:
+    """(B, E) -> the same on the unit sphere, fp32, as numpy."""
+    unit: Vectors = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return unit

@@ -1,0 +1,65 @@
+"""EvaluateJob: which checkpoint is asked, what, beside which baselines, and which hierarchies are drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hiclip.evaluation.sets import SetSettings
+from pipeline.jobfile import Job, Number, Settings
+
+
+class PixelNeighboursSettings(Settings):
+    """The baseline without a model: the training picture that looks most alike, pixel by pixel."""
+
+    px: Annotated[int, Field(ge=2, le=64)] = 16
+    """Side of the pictures that are compared. On the walk's drawings 16 is better than 8 and than 32."""
+
+
+class BaselineSettings(Settings):
+    """What stands beside the model in the table, besides chance and the majority."""
+
+    pixel_neighbours: PixelNeighboursSettings | None = PixelNeighboursSettings()
+    """Null leaves it out; it decodes every training picture whose caption holds a label of the set."""
+
+
+class HierarchySettings(Settings):
+    """Which captions become trees and which pictures are shown with their groups."""
+
+    captions: tuple[str, ...] = ()
+    """Captions to parse. The first one's tree is printed at the end of the run."""
+    training_pairs: Annotated[int, Field(ge=0)] = 3
+    """Pairs of the training data whose caption and picture are drawn; long captions first."""
+    set_pictures: Annotated[int, Field(ge=0)] = 4
+    """Pictures of the first set that are drawn, chosen by hash."""
+
+
+class WorkerSettings(Settings):
+    """What one task asks of Ray; it embeds one batch."""
+
+    cpus: Annotated[Number, Field(gt=0)] = 1.0
+    """Ray CPUs of a task, and its threads."""
+    gpus: Annotated[Number, Field(ge=0)] = 0.0
+    """Ray GPUs of a task; a part of one is allowed. 0 computes on CPU."""
+
+
+class EvaluateJob(Job):
+    """An evaluation of one checkpoint."""
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://."""
+    sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
+    """Evaluation sets, see `hiclip.evaluation.sets`."""
+    dataset: str | None = None
+    """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names."""
+    baselines: BaselineSettings = BaselineSettings()
+    hierarchy: HierarchySettings | None = HierarchySettings()
+    """Null draws nothing."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Pictures or texts that are embedded together."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the towers; what is compared afterwards is fp32."""
+    draws: Annotated[int, Field(ge=100)] = 1000
+    """Resamples behind each interval."""
+    workers: WorkerSettings = WorkerSettings()

@@ -1,0 +1,221 @@
+"""Asks a checkpoint every set of a job, and remembers the answers: a finished set is never computed twice.
+
+`evaluate_checkpoint` is the short way for one who wants numbers only, in the process he is in (a trial of a scaling
+study); `measure_sets` is the long one with baselines and a folder that a killed evaluation resumes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from hiclip.evaluation.blocks import MapBlocks, map_here
+from hiclip.evaluation.embed import Embedder
+from hiclip.evaluation.evaluate_job import EvaluateJob, PixelNeighboursSettings
+from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.measure import (
+    METRICS,
+    MeasuredSet,
+    Scores,
+    baseline_values,
+    class_only_scores,
+    measure,
+    model_scores,
+)
+from hiclip.evaluation.pixel_neighbours import pixel_scores
+from hiclip.evaluation.result import Result
+from hiclip.evaluation.sets import SetSettings
+from hiclip.evaluation.zero_shot import majority_scores
+from hiclip.training.checkpoint import Checkpoint, load_towers, read_checkpoint
+from pipeline.jobfile import JobError, Settings
+from pipeline.manifest import read_manifest
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+_REVISION = 1
+"""Of the definitions of the metrics; one more makes what was remembered be computed again."""
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    sets: Sequence[SetSettings],
+    *,
+    metrics: Collection[str] = METRICS,
+    seed: int = 0,
+    batch: int = 128,
+    draws: int = 1000,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    map_blocks: MapBlocks = map_here,
+) -> list[Result]:
+    """`metrics` of the checkpoint at `checkpoint` on every set, in this process, one thread; nothing is written.
+
+    Only what the metrics need is embedded: `metrics={"loss"}` looks at the pictures of retrieval alone.
+    Raises CheckpointError, DatasetError; JobError names a metric that does not exist.
+    """
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise JobError(f"metrics: expected some of {', '.join(METRICS)}, came {unknown[0]}")
+    embedder = Embedder(load_towers(checkpoint)[0], precision)
+    results: list[Result] = []
+    for settings in sets:
+        content = settings.load()
+        scores = model_scores(embedder, content, batch, map_blocks, metrics)
+        found = measure(content, scores, seed, draws)
+        results += [result for result in found.results if result.metric in metrics]
+    return results
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks, read and checked before anything is computed."""
+
+    job: EvaluateJob
+    checkpoint: Checkpoint
+    weights: str
+    """Hex sha256 of the checkpoint's weights."""
+    contents: tuple[EvaluationSet, ...]
+    dataset: str | None
+    """Where the training data lies, if anything looks at it."""
+    dataset_fingerprint: str | None
+
+    @property
+    def key(self) -> str:
+        """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
+        job = self.job.model_dump(mode="json", exclude={"name", "out", "ray", "mlflow", "workers", "checkpoint"})
+        return _digest(job, self.weights, [content.fingerprint for content in self.contents], self.dataset_fingerprint)
+
+    def set_key(self, content: EvaluationSet) -> str:
+        """Hex sha256 of what the numbers of one set depend on."""
+        job = self.job
+        return _digest(_REVISION, content.fingerprint, self.weights, job.seed, job.batch, job.precision, job.draws)
+
+    def baseline_key(self, content: EvaluationSet, px: int) -> str:
+        """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
+        return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)
+
+
+def ask(job: EvaluateJob) -> Asked:
+    """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
+    checkpoint = read_checkpoint(job.checkpoint)
+    contents = tuple(settings.load() for settings in job.sets)
+    looked_at = job.baselines.pixel_neighbours is not None or (
+        job.hierarchy is not None and job.hierarchy.training_pairs
+    )
+    dataset = (job.dataset or _trained_on(checkpoint)) if looked_at else None
+    manifest = read_manifest(dataset) if dataset else None
+    if manifest is not None and manifest.fingerprint != checkpoint.state.manifest_fingerprint:
+        log.warning("%s is not the build that %s was trained on", dataset, checkpoint.place.root)
+    fingerprint = manifest.fingerprint if manifest is not None else None
+    return Asked(job, checkpoint, weights_fingerprint(checkpoint), contents, dataset, fingerprint)
+
+
+def measure_sets(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:
+    """Every set with its baselines; each is stored in `out` when it is finished, and taken from there if it is."""
+    return [
+        _with_baselines(asked, content, _model_on(asked, content, embedder, map_blocks, out), map_blocks, out)
+        for content in asked.contents
+    ]
+
+
+def _model_on(
+    asked: Asked, content: EvaluationSet, embedder: Embedder, map_blocks: MapBlocks, out: Folder
+) -> MeasuredSet:
+    job = asked.job
+
+    def compute() -> MeasuredSet:
+        scores = model_scores(embedder, content, job.batch, map_blocks, METRICS)
+        return measure(content, scores, job.seed, job.draws)
+
+    return _once(out, f"sets/{content.name}", asked.set_key(content), MeasuredSet, compute)
+
+
+def _with_baselines(
+    asked: Asked, content: EvaluationSet, measured: MeasuredSet, map_blocks: MapBlocks, out: Folder
+) -> MeasuredSet:
+    """The same results, each beside the baselines that have its metric."""
+    majority = Scores(majority_scores(content.labels, content.tree), None, None)
+    columns = {"majority": baseline_values(content, majority)}
+    settings = asked.job.baselines.pixel_neighbours
+    if settings is not None:
+        name = f"sets/{content.name}-pixel_neighbours"
+        key = asked.baseline_key(content, settings.px)
+        columns["pixel_neighbours"] = _once(
+            out, name, key, BaselineValues, lambda: _pixel_values(asked, content, settings, map_blocks)
+        ).values
+    results = [
+        result.model_copy(
+            update={
+                "baselines": {
+                    name: values[result.metric] for name, values in columns.items() if result.metric in values
+                }
+            }
+        )
+        for result in measured.results
+    ]
+    return measured.model_copy(update={"results": results})
+
+
+class BaselineValues(Settings):
+    """What a baseline reaches on a set, by metric."""
+
+    values: dict[str, float]
+    voters: int
+    """Training pictures that took part."""
+
+
+def _pixel_values(
+    asked: Asked, content: EvaluationSet, settings: PixelNeighboursSettings, map_blocks: MapBlocks
+) -> BaselineValues:
+    assert asked.dataset is not None
+    per_class, voters = pixel_scores(
+        asked.dataset, content.tree.classes, content.pictures, settings.px, asked.job.batch, map_blocks
+    )
+    # A likeness of pixels is no probability: it has no contrastive loss.
+    values = baseline_values(content, class_only_scores(content, per_class), without=("loss",))
+    return BaselineValues(values=values, voters=voters)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _once(out: Folder, name: str, key: str, kind: type[S], compute: Callable[[], S]) -> S:
+    """What `compute` returns, stored in `out` under a name that carries its key, or what was stored there before."""
+    stored = f"{name}-{key[:16]}.json"
+    if out.exists(stored):
+        try:
+            found = kind.model_validate_json(out.read_text(stored))
+        except ValidationError:
+            log.warning("%s is not what it should be and is computed again", out.join(stored))
+        else:
+            log.info("%s was computed before", out.join(stored))
+            return found
+    computed = compute()
+    out.write_text(stored, computed.model_dump_json() + "\n")
+    return computed
+
+
+def _trained_on(checkpoint: Checkpoint) -> str:
+    """The dataset that the checkpoint's own job names."""
+    job = yaml.safe_load(checkpoint.place.read_text("job.yaml"))
+    return str(job["data"]["dataset"])
+
+
+def weights_fingerprint(checkpoint: Checkpoint) -> str:
+    """Hex sha256 of the file that holds the weights."""
+    digest = hashlib.sha256()
+    with checkpoint.place.open("weights.safetensors") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""OpenMoji: about 1,900 things drawn in a style that no training picture has, with labels in a hierarchy.
+
+The same concepts occur in training in other hands' drawings, so it asks whether a model knows the thing or the style.
+Every concept is one class, named by its label; subgroups and groups are those of the emoji standard. Retrieval takes
+pictures from all concepts, country flags included; only averages over subgroups leave the flags out, because they are
+one subgroup of 258 that is told apart by colours alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from hiclip.evaluation.evaluation_set import EvaluationSet, drawn, folded
+from hiclip.evaluation.zero_shot import LabelTree
+from pipeline.jobfile import Settings
+from pipeline.manifest import DatasetError
+from pipeline.storage import folder
+
+FILE = "openmoji.parquet"
+COLUMNS = ["path", "image", "caption", "captions", "concept", "group", "subgroup"]
+LEFT_OUT = frozenset({"country-flag"})
+
+
+class OpenmojiSettings(Settings):
+    """Keys of the set `openmoji`."""
+
+    name: Literal["openmoji"]
+    root: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// address that holds `openmoji.parquet`."""
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{}",)
+    """Prompts of a class, averaged; `{}` stands for its label. The captions of the sample crawl are bare labels, so
+    the bare label is the prompt that it was trained on."""
+    retrieval_pairs: Annotated[int, Field(ge=2)] = 1000
+    """Pictures and captions that take part in retrieval, chosen by hash: the same ones for every model and seed."""
+
+    @field_validator("templates")
+    @classmethod
+    def _each_has_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            rest = template.replace("{}", "", 1)
+            if rest == template or "{" in rest or "}" in rest:
+                raise ValueError(f"expected a prompt with one {{}} for the label, came '{template}'")
+        return templates
+
+    def load(self) -> EvaluationSet:
+        """The set; DatasetError when its file is missing or is not what it should be."""
+        rows = _read(self.root)
+        names = [folded(concept) for concept in rows["concept"]]
+        classes = {name: place for place, name in reversed(list(enumerate(names)))}  # the first row of a name wins
+        order = sorted(classes, key=classes.__getitem__)
+        number = {name: place for place, name in enumerate(order)}
+        queries = drawn(rows["path"], self.retrieval_pairs, key="openmoji retrieval")
+        return EvaluationSet(
+            name=self.name,
+            fingerprint=_fingerprint(rows, self),
+            pictures=tuple(rows["image"]),
+            labels=np.array([number[name] for name in names], dtype=np.int64),
+            tree=LabelTree(
+                classes=tuple(rows["concept"][classes[name]] for name in order),
+                subgroups=tuple(rows["subgroup"][classes[name]] for name in order),
+                groups=tuple(rows["group"][classes[name]] for name in order),
+                left_out=LEFT_OUT,
+            ),
+            templates=self.templates,
+            queries=np.array(queries, dtype=np.int64),
+            captions=tuple(rows["caption"][query] for query in queries),
+            wordings=tuple(
+                frozenset(folded(text) for text in [rows["caption"][query], *rows["captions"][query]])
+                for query in queries
+            ),
+        )
+
+
+def _read(root: str) -> dict[str, list[Any]]:
+    place = folder(root)
+    if not place.exists(FILE):
+        raise DatasetError(f"{place.join(FILE)}: the evaluation set openmoji is not there")
+    try:
+        with place.open(FILE) as file:
+            table = pq.read_table(file, columns=COLUMNS)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise DatasetError(f"{place.join(FILE)}: cannot be read: {str(error).splitlines()[0]}") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing or not table.num_rows:
+        raise DatasetError(f"{place.join(FILE)}: expected rows with the columns {', '.join(COLUMNS)}; lacks {missing}")
+    rows: dict[str, list[Any]] = table.to_pydict()
+    return rows
+
+
+def _fingerprint(rows: dict[str, list[Any]], settings: OpenmojiSettings) -> str:
+    digest = hashlib.sha256(repr((settings.templates, settings.retrieval_pairs)).encode())
+    for image, *texts in zip(*(rows[name] for name in ("image", *(n for n in COLUMNS if n != "image"))), strict=True):
+        digest.update(hashlib.sha256(image).digest() + repr(texts).encode())
+    return digest.hexdigest()

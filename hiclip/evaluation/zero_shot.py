@@ -1,0 +1,219 @@
+"""Zero-shot classification with labels in a hierarchy: is the right concept first, and if not, how far off is it?
+
+Pure numpy. Classes are the leaves of a label tree (group > subgroup > concept); a score matrix in, numbers out, so a
+model and a pixel baseline are measured by the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
+from hiclip.evaluation.retrieval import BoolArray, IntArray, highest
+
+METRICS = (
+    "top1",
+    "top5",
+    "subgroup_mean_top1",
+    "subgroup_mean_top5",
+    "subgroup_right",
+    "group_right",
+    "error_distance",
+    "left_out_top1",
+    "left_out_top5",
+)
+"""Order of the columns of `zero_shot_statistic`, `zero_shot_chance` and `zero_shot_majority`:
+
+top1, top5: share of all pictures.
+subgroup_mean_*: mean over subgroups of the share within each, without those left out.
+subgroup_right, group_right: the same mean of "the first answer lies in the right subgroup (group)".
+error_distance: mean steps up the label tree from a wrong first answer to a node that also holds the right one: 1 same
+subgroup, 2 same group, 3 nothing shared; pictures of the subgroups left out do not count.
+left_out_*: share of the pictures of the subgroups left out.
+"""
+
+
+@dataclass(frozen=True)
+class LabelTree:
+    """C classes and where they hang."""
+
+    classes: tuple[str, ...]
+    subgroups: tuple[str, ...]
+    """(C,): the subgroup of each class."""
+    groups: tuple[str, ...]
+    """(C,): the group of each class."""
+    left_out: frozenset[str] = frozenset()
+    """Subgroups that averages leave out (country flags: one seventh of all emoji, told apart by colour alone)."""
+
+    def counted(self) -> BoolArray:
+        """(C,): whether the class takes part in averages over subgroups."""
+        return np.array([subgroup not in self.left_out for subgroup in self.subgroups], dtype=np.bool_)
+
+    def subgroup_numbers(self) -> tuple[list[str], IntArray]:
+        """The names of the subgroups in order of first appearance, and (C,) the number of each class's."""
+        return _numbered(self.subgroups)
+
+    def distances(self, answers: IntArray, labels: IntArray) -> IntArray:
+        """(N,), (N,) classes -> (N,) steps up the tree to a shared node: 0 same class ... 3 nothing shared."""
+        subgroup, group = _numbered(self.subgroups)[1], _numbered(self.groups)[1]
+        return np.where(
+            answers == labels,
+            0,
+            np.where(subgroup[answers] == subgroup[labels], 1, np.where(group[answers] == group[labels], 2, 3)),
+        ).astype(np.int64)
+
+
+def _numbered(names: Sequence[str]) -> tuple[list[str], IntArray]:
+    order = list(dict.fromkeys(names))
+    number = {name: place for place, name in enumerate(order)}
+    return order, np.array([number[name] for name in names], dtype=np.int64)
+
+
+def class_vectors(prompts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(T, C, E) unit vectors of T prompts for each class -> (C, E): averaged, then unit again, as CLIP does."""
+    mean = prompts.mean(axis=0)
+    unit: npt.NDArray[np.float32] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return unit
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a score matrix (N, C) says about N pictures."""
+
+    labels: IntArray
+    """(N,) right class."""
+    ranks: IntArray
+    """(N,) place of the right class, 1 is first; a class with the same score stands before it: ties earn nothing."""
+    best: IntArray
+    """(N, 5) the classes with the highest scores, best first; of equal ones the first in the list."""
+
+
+def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5) -> Predictions:
+    """Ranks of the right classes and the best answers; NaN scores (an unreadable picture) are wrong: rank C + 1.
+
+    Example: scores [[.2, .7, .1], [.5, .5, .0]], labels [1, 0] -> ranks [1, 2], best[:, 0] = [1, 0].
+    """
+    classes = scores.shape[1]
+    truth = scores[np.arange(len(labels)), labels]
+    ranks = (scores >= truth[:, None]).sum(axis=1)  # the right class itself counts once
+    unusable = np.isnan(truth)
+    return Predictions(
+        labels, np.where(unusable, classes + 1, ranks).astype(np.int64), highest(scores, min(top, classes))
+    )
+
+
+def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
+    """The METRICS as a function of the weights of N pictures."""
+    labels, first = predictions.labels, predictions.best[:, 0]
+    hit1, hit5 = (predictions.ranks <= 1).astype(np.float64), (predictions.ranks <= 5).astype(np.float64)
+    # An unreadable picture has a first answer too, but not one that anybody gave.
+    distance = np.where(predictions.ranks > len(tree.classes), 3, tree.distances(first, labels))
+    counted = tree.counted()[labels].astype(np.float64)
+    names, number = tree.subgroup_numbers()
+    member = np.zeros((len(labels), len(names)))
+    member[np.arange(len(labels)), number[labels]] = 1.0
+    averaged = member[:, [name not in tree.left_out for name in names]]
+    wrong = counted * (distance > 0)
+
+    def statistic(weights: FloatArray) -> FloatArray:
+        def over_subgroups(values: FloatArray) -> FloatArray:
+            return mean_over_columns(weighted_mean(weights, averaged * values[:, None], averaged))
+
+        def over(values: FloatArray, part: FloatArray) -> FloatArray:
+            return weighted_mean(weights, (values * part)[:, None], part[:, None])[:, 0]
+
+        everyone, left_out = np.ones(len(labels)), 1.0 - counted
+        return np.column_stack(
+            [
+                over(hit1, everyone),
+                over(hit5, everyone),
+                over_subgroups(hit1),
+                over_subgroups(hit5),
+                over_subgroups((distance <= 1).astype(np.float64)),
+                over_subgroups((distance <= 2).astype(np.float64)),
+                over(distance.astype(np.float64), wrong),
+                over(hit1, left_out),
+                over(hit5, left_out),
+            ]
+        )
+
+    return statistic
+
+
+def mean_over_columns(values: FloatArray) -> FloatArray:
+    """(draws, S) -> (draws,): the mean without NaN; NaN where a row has nothing else."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        mean: FloatArray = np.where(count > 0, np.where(known, values, 0.0).sum(axis=1) / count, np.nan)
+    return mean
+
+
+def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[str], Statistic]:
+    """Names of the S subgroups, and their top1 (S columns) then top5 (S columns) as a function of the weights."""
+    names, number = tree.subgroup_numbers()
+    member = np.zeros((len(predictions.labels), len(names)))
+    member[np.arange(len(member)), number[predictions.labels]] = 1.0
+    hits = np.hstack([member * (predictions.ranks <= cut)[:, None] for cut in (1, 5)])
+    counts = np.hstack([member, member])
+    return names, lambda weights: weighted_mean(weights, hits, counts)
+
+
+def zero_shot_chance(labels: IntArray, tree: LabelTree) -> FloatArray:
+    """What METRICS are for an order of the classes drawn at random: (9,)."""
+    classes = len(tree.classes)
+    subgroup, group = _sizes(tree.subgroups), _sizes(tree.groups)
+    counted = tree.counted()[labels]
+    names, number = tree.subgroup_numbers()
+    averaged = [number[labels] == place for place, name in enumerate(names) if name not in tree.left_out]
+
+    def over_subgroups(sizes: IntArray) -> float:
+        shares = [sizes[labels[inside]].mean() / classes for inside in averaged if inside.any()]
+        return float(np.mean(shares)) if shares else float("nan")
+
+    one, five = 1.0 / classes, min(5, classes) / classes
+    # Expected steps to one of the other classes: 1 inside the subgroup, 2 inside the group, 3 elsewhere.
+    far = ((subgroup - 1) + 2 * (group - subgroup) + 3 * (classes - group)) / max(1, classes - 1)
+    distance = float(far[labels][counted].mean()) if counted.any() else float("nan")
+    return np.array(
+        [one, five, one, five, over_subgroups(subgroup), over_subgroups(group), distance, one, five], dtype=np.float64
+    )
+
+
+def _sizes(names: Sequence[str]) -> IntArray:
+    """(C,) names -> (C,): how many classes share each one's name."""
+    number = _numbered(names)[1]
+    sizes: IntArray = np.bincount(number).astype(np.int64)[number]
+    return sizes
+
+
+def majority_scores(labels: IntArray, tree: LabelTree) -> npt.NDArray[np.float32]:
+    """(N,) labels -> (N, C) scores of one who always gives the same answer: the commonest class.
+
+    Among equally common classes those of the commonest subgroup come first, among these those of the commonest group;
+    subgroups that are left out of the averages come last.
+    """
+    count = np.bincount(labels, minlength=len(tree.classes))
+    keys = (_spread(tree.groups, count), _spread(tree.subgroups, count), count, tree.counted())
+    order = np.lexsort([-key.astype(np.int64) for key in keys])  # the last key is the first to decide
+    scores = np.empty(len(tree.classes), dtype=np.float32)
+    scores[order] = -np.arange(len(tree.classes), dtype=np.float32)
+    return np.broadcast_to(scores, (len(labels), len(tree.classes)))
+
+
+def _spread(names: Sequence[str], count: IntArray) -> IntArray:
+    """(C,): pictures of all classes that share the name."""
+    number = _numbered(names)[1]
+    total: IntArray = np.bincount(number, weights=count).astype(np.int64)[number]
+    return total
+
+
+def metric_counts(labels: IntArray, tree: LabelTree) -> list[int]:
+    """How many pictures each of METRICS is over: all, those that count in averages, or those left out."""
+    everyone, counted = len(labels), int(tree.counted()[labels].sum())
+    left_out = everyone - counted
+    return [everyone, everyone, counted, counted, counted, counted, counted, left_out, left_out]

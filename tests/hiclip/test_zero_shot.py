@@ -1,0 +1,110 @@
+"""Zero-shot classification in a label tree: hand-made cases, chance, the majority, and scikit-learn-free counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hiclip.evaluation.zero_shot import (
+    METRICS,
+    LabelTree,
+    class_vectors,
+    majority_scores,
+    predict,
+    subgroup_statistic,
+    zero_shot_chance,
+    zero_shot_statistic,
+)
+
+# animals: cat, dog (mammals), frog (amphibians); food: pear (fruit); flags: two
+TREE = LabelTree(
+    classes=("cat", "dog", "frog", "pear", "flag a", "flag b"),
+    subgroups=("mammal", "mammal", "amphibian", "fruit", "country-flag", "country-flag"),
+    groups=("animals", "animals", "animals", "food", "flags", "flags"),
+    left_out=frozenset({"country-flag"}),
+)
+
+
+def _measure(scores: np.ndarray, labels: list[int], tree: LabelTree = TREE) -> dict[str, float]:
+    statistic = zero_shot_statistic(predict(scores, np.array(labels)), tree)
+    return dict(zip(METRICS, statistic(np.ones((1, len(labels))))[0].tolist(), strict=True))
+
+
+def _answers(*first: int) -> np.ndarray:
+    scores = np.tile(np.linspace(0.5, 0.4, 6), (len(first), 1))
+    scores[np.arange(len(first)), first] = 1.0
+    return scores
+
+
+def test_ranks_and_ties() -> None:
+    found = predict(np.array([[0.2, 0.7, 0.1], [0.5, 0.5, 0.0], [np.nan] * 3]), np.array([1, 0, 2]))
+    assert found.ranks.tolist() == [1, 2, 4]
+    assert found.best[:2, 0].tolist() == [1, 0]
+
+
+def test_steps_up_the_label_tree() -> None:
+    assert TREE.distances(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0])).tolist() == [0, 1, 2, 3]
+
+
+def test_every_metric_by_hand() -> None:
+    # cat right; dog answered cat (1 step); frog answered cat (2 steps); pear answered cat (3 steps); flag b answered flag a
+    found = _measure(_answers(0, 0, 0, 0, 4), [0, 1, 2, 3, 5])
+    assert found["top1"] == pytest.approx(1 / 5)
+    assert found["subgroup_mean_top1"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert found["subgroup_right"] == pytest.approx((1 + 0 + 0) / 3)
+    assert found["group_right"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["error_distance"] == pytest.approx((1 + 2 + 3) / 3), "flags do not count"
+    assert found["left_out_top1"] == 0
+    assert found["left_out_top5"] == 0, "the right flag stands last, sixth"
+    assert found["top5"] == pytest.approx(4 / 5)
+
+
+def test_a_common_subgroup_does_not_outvote_a_rare_one() -> None:
+    found = _measure(_answers(*[0] * 9, 0), [0] * 9 + [3])
+    assert found["top1"] == pytest.approx(0.9)
+    assert found["subgroup_mean_top1"] == pytest.approx(0.5)
+
+
+def test_an_unreadable_picture_is_wrong_and_as_far_off_as_can_be() -> None:
+    scores = _answers(0, 0)
+    scores[1] = np.nan
+    found = _measure(scores, [0, 0])
+    assert found["top1"] == 0.5
+    assert found["error_distance"] == 3
+
+
+def test_chance_is_what_random_scores_reach() -> None:
+    labels = [0, 1, 2, 3, 4, 5, 0, 3]
+    expected = dict(zip(METRICS, zero_shot_chance(np.array(labels), TREE).tolist(), strict=True))
+    random = np.random.default_rng(2)
+    drawn = [_measure(random.normal(size=(len(labels), 6)), labels) for _ in range(3000)]
+    for metric in METRICS:
+        assert np.mean([values[metric] for values in drawn]) == pytest.approx(expected[metric], rel=0.06), metric
+
+
+def test_majority_answers_one_class_of_the_commonest_subgroup() -> None:
+    labels = np.array([4, 4, 4, 5, 0, 1, 2, 3])
+    scores = majority_scores(labels, TREE)
+    assert (scores == scores[0]).all()
+    first = TREE.classes[int(scores[0].argmax())]
+    assert first == "cat", "flags are commoner but take no part in the averages"
+    found = _measure(np.asarray(scores), labels.tolist())
+    assert found["subgroup_right"] == pytest.approx(1 / 3)
+    assert found["group_right"] == pytest.approx(2 / 3)
+
+
+def test_subgroups_one_by_one() -> None:
+    names, statistic = subgroup_statistic(predict(_answers(0, 0, 2, 0, 4), np.array([0, 1, 2, 3, 5])), TREE)
+    top1, top5 = statistic(np.ones((1, 5))).reshape(2, len(names))
+    assert dict(zip(names, top1.tolist(), strict=True)) == {
+        "mammal": 0.5,
+        "amphibian": 1.0,
+        "fruit": 0.0,
+        "country-flag": 0.0,
+    }
+    assert dict(zip(names, top5.tolist(), strict=True))["fruit"] == 1.0
+
+
+def test_prompts_of_a_class_are_averaged_and_unit_again() -> None:
+    prompts = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=np.float32)
+    assert class_vectors(prompts) == pytest.approx(np.array([[0.5**0.5, 0.5**0.5]]))
