@@ -55,15 +55,18 @@ class ImageTower(nn.Module):
         self.projection = nn.Linear(width, sizes.embedding, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
-    def forward(self, images: Tensor, given: Sequence[PatchLinks] | None = None) -> TowerOutput[PatchLinks]:
-        """(B, 3, H, W) normalised pictures -> the tower's output, tokens (B, 1 + R*C, D) with CLS first.
+    def forward(
+        self, images: Tensor, given: Sequence[PatchLinks] | None = None, *, all_tokens: bool = False
+    ) -> TowerOutput[PatchLinks]:
+        """(B, 3, H, W) normalised pictures -> the tower's output, its tokens (B, 1 + R*C, D) with CLS first.
 
         `given` replaces the affinities of the layers that compute some, bottom first: all ones make plain CLIP of this
-        tower, another picture's affinities show what the hierarchy alone does.
+        tower, another picture's affinities show what the hierarchy alone does. `all_tokens`: see `TowerOutput`.
         """
         patches = self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         cls_token = self.cls_token.expand(len(images), 1, -1).to(patches.dtype)
         tokens = self.stream_norm(torch.cat((cls_token, patches), dim=1) + self.positions)
-        tokens, affinities = self.transformer(tokens, given=given)
+        read = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
+        tokens, affinities = self.transformer(tokens, given=given, places=None if all_tokens else read)
         tokens = self.final_norm(tokens)
-        return TowerOutput(self.projection(tokens[:, 0]), tokens, affinities)
+        return TowerOutput(self.projection(tokens[:, 0]), tokens if all_tokens else None, affinities)

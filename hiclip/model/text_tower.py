@@ -16,7 +16,7 @@ from hiclip.model.affinity import NeighbourProjection, WordLinks, sentence_affin
 from hiclip.model.hierarchy import sentence_mask, with_self_link
 from hiclip.model.sizes import ModelSettings, Sizes
 from hiclip.model.tower_output import TowerOutput
-from hiclip.model.transformer import Hierarchy, Transformer
+from hiclip.model.transformer import Hierarchy, Transformer, take
 
 
 class SentenceHierarchy(Hierarchy[WordLinks]):
@@ -59,29 +59,32 @@ class TextTower(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
-    def forward(self, tokens: Tensor, given: Sequence[WordLinks] | None = None) -> TowerOutput[WordLinks]:
-        """(B, L) token ids, L at most the context -> the tower's output; padding after a caption's end changes nothing.
+    def forward(
+        self, tokens: Tensor, given: Sequence[WordLinks] | None = None, *, all_tokens: bool = False
+    ) -> TowerOutput[WordLinks]:
+        """(B, L) token ids, L at most the context -> the tower's output, its tokens (B, L, D).
 
-        `given` replaces the affinities of the layers that compute some, bottom first; see `ImageTower.forward`.
+        Padding after a caption's end changes nothing. `given` replaces the affinities of the layers that compute some,
+        bottom first; see `ImageTower.forward`. `all_tokens`: see `TowerOutput`.
         """
-        end = end_positions(tokens)
-        chain, allowed = self._chain(tokens, end), self._allowed(tokens, end)
+        end = end_positions(tokens)[:, None]
+        place = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        stream, affinities = self.transformer(stream, allowed, chain, given)
+        stream, affinities = self.transformer(
+            stream, self._allowed(place, end), self._chain(place, end), given, None if all_tokens else end
+        )
         stream = self.final_norm(stream)
-        at_end = stream[torch.arange(len(tokens), device=tokens.device), end]
-        return TowerOutput(self.projection(at_end), stream, affinities)
+        at_end = take(stream, end) if all_tokens else stream
+        return TowerOutput(self.projection(at_end.squeeze(1)), stream if all_tokens else None, affinities)
 
-    def _chain(self, tokens: Tensor, end: Tensor) -> Tensor:
-        """(B, L) bool: the tokens that are linked to their neighbours."""
-        place = torch.arange(tokens.shape[1], device=tokens.device)
+    def _chain(self, place: Tensor, end: Tensor) -> Tensor:
+        """Places (L,) and ends (B, 1) -> (B, L) bool: the tokens that are linked to their neighbours."""
         if self.settings.special_tokens_in_chain:
-            return place <= end[:, None]
-        return (place > 0) & (place < end[:, None])
+            return place <= end
+        return (place > 0) & (place < end)
 
-    def _allowed(self, tokens: Tensor, end: Tensor) -> Tensor:
-        """Which words a word may read: those before it and itself (L, L), or its whole caption (B, 1, 1, L)."""
-        place = torch.arange(tokens.shape[1], device=tokens.device)
+    def _allowed(self, place: Tensor, end: Tensor) -> Tensor:
+        """-> (B, L, L) bool: a word reads itself and the words before it, or all words of its caption."""
         if self.settings.causal:
-            return place <= place[:, None]
-        return (place <= end[:, None])[:, None, None, :]
+            return (place <= place[:, None]).expand(len(end), -1, -1)
+        return (place <= end)[:, None, :].expand(-1, len(place), -1)

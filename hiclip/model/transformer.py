@@ -7,15 +7,16 @@ hierarchy first updates the affinities from its input, and then attends under th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiclip.model.hierarchy import hierarchy_attention
 from hiclip.model.sizes import TowerSize
+from hiclip.model.tower_output import Links
 
-Links = TypeVar("Links")
-"""Affinities of one layer: `WordLinks` or `PatchLinks`."""
+_QUICK_GELU = 1.702
 
 
 class Hierarchy(nn.Module, Generic[Links]):
@@ -36,31 +37,46 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.inputs = nn.Linear(width, 3 * width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `allowed` and `mask` as in `hierarchy_attention`."""
-        batch, places, width = tokens.shape
-        split = self.inputs(tokens).view(batch, places, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        mixed = hierarchy_attention(query, key, value, mask, allowed)
-        joined: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, places, width))
+    def forward(self, readers: Tensor, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None) -> Tensor:
+        """What M readers (B, M, D) read from the tokens (B, N, D): (B, M, D). `allowed` and `mask` are (B, M, N)."""
+        query = self.query(readers).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        read = hierarchy_attention(query, key, value, mask, None if allowed is None else allowed.unsqueeze(1))
+        joined: Tensor = self.output(read.transpose(1, 2).flatten(2))
         return joined
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer with a constant multiplied into its weight, and one into its bias."""
+
+    def __init__(self, inputs: int, outputs: int, weight_scale: float, bias_scale: float) -> None:
+        super().__init__(inputs, outputs)
+        self.weight_scale = weight_scale
+        self.bias_scale = bias_scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight * self.weight_scale, self.bias * self.bias_scale)
+
+
 class Mlp(nn.Module):
-    """Four times wider and back, with QuickGELU x * sigmoid(1.702 x) between."""
+    """Four times wider and back, with QuickGELU between: x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702.
+
+    SiLU is one kernel that keeps one tensor for the backward, where QuickGELU's own formula takes three and keeps two,
+    over the largest activations of the model. Its constants go into the weights, which are far smaller.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.widen = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.widen = ScaledLinear(width, 4 * width, _QUICK_GELU, _QUICK_GELU)
+        self.narrow = ScaledLinear(4 * width, width, 1 / _QUICK_GELU, 1.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        hidden = self.widen(tokens)
-        narrowed: Tensor = self.narrow(hidden * (1.702 * hidden).sigmoid())
+        narrowed: Tensor = self.narrow(F.silu(self.widen(tokens)))
         return narrowed
 
 
@@ -75,10 +91,19 @@ class Layer(nn.Module, Generic[Links]):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `allowed` and `mask` as in `hierarchy_attention`."""
-        tokens = tokens + self.attention(self.attention_norm(tokens), allowed, mask)
-        mixed: Tensor = tokens + self.mlp(self.mlp_norm(tokens))
+    def forward(
+        self, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None, places: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, M, D) for the `places` (B, M) alone. `allowed` and `mask` are (B, N, N)."""
+        normed = self.attention_norm(tokens)
+        if places is None:
+            readers, stream = normed, tokens
+        else:
+            readers, stream = take(normed, places), take(tokens, places)
+            allowed = None if allowed is None else take(allowed, places)
+            mask = None if mask is None else take(mask, places)
+        stream = stream + self.attention(readers, normed, allowed, mask)
+        mixed: Tensor = stream + self.mlp(self.mlp_norm(stream))
         return mixed
 
 
@@ -99,14 +124,17 @@ class Transformer(nn.Module, Generic[Links]):
         allowed: Tensor | None = None,
         chain: Tensor | None = None,
         given: Sequence[Links] | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, list[Links]]:
         """(B, N, D) -> (B, N, D) and the affinities of the layers that have any, bottom first.
 
-        `chain` (B, N) says which tokens are linked to their neighbours, where not all are.
-        `given`: affinities that take the place of those the layers would compute, one entry for each such layer.
+        `allowed` (B, N, N): true where a token may read another. `chain` (B, N): which tokens are linked to their
+        neighbours, where not all are. `given`: affinities that take the place of those the layers would compute.
+        `places` (B, M): the last layer answers for these tokens only, (B, M, D), and does not compute the others.
         """
         found: list[Links] = []
-        for layer in self._stack():
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self._stack()):
             mask = None
             if layer.hierarchy is not None:
                 if given is None:
@@ -115,7 +143,7 @@ class Transformer(nn.Module, Generic[Links]):
                     links = given[len(found)]
                 mask = layer.hierarchy.mask(links, chain)
                 found.append(links)
-            tokens = layer(tokens, allowed, mask)
+            tokens = layer(tokens, allowed, mask, places if number == last else None)
         return tokens, found
 
     def _stack(self) -> Iterable[Layer[Links]]:
@@ -126,10 +154,16 @@ class Transformer(nn.Module, Generic[Links]):
         into_stream = width**-0.5 * (2 * depth) ** -0.5
         for layer in self._stack():
             for linear, std in (
-                (layer.attention.inputs, width**-0.5),
+                (layer.attention.query, width**-0.5),
+                (layer.attention.key_value, width**-0.5),
                 (layer.attention.output, into_stream),
                 (layer.mlp.widen, (2 * width) ** -0.5),
                 (layer.mlp.narrow, into_stream),
             ):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
+
+
+def take(rows: Tensor, places: Tensor) -> Tensor:
+    """(B, N, X) and (B, M) indices -> (B, M, X): the rows at these places."""
+    return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
