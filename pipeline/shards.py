@@ -25,8 +25,7 @@ def write_shards(rows: Iterable[pa.Table], target: Folder, pairs_per_shard: int,
     if pairs_per_shard % rows_per_group:
         raise ValueError(f"rows_per_group {rows_per_group} does not divide pairs_per_shard {pairs_per_shard}")
     return [
-        _write_shard(table, target, f"shards/{number:05d}.parquet", rows_per_group)
-        for number, table in enumerate(_cut(rows, pairs_per_shard))
+        write_shard(table, target, number, rows_per_group) for number, table in enumerate(_cut(rows, pairs_per_shard))
     ]
 
 
@@ -41,7 +40,8 @@ def _cut(rows: Iterable[pa.Table], pairs_per_shard: int) -> Iterator[pa.Table]:
         yield waiting
 
 
-def _write_shard(table: pa.Table, target: Folder, name: str, rows_per_group: int) -> Shard:
+def write_shard(table: pa.Table, target: Folder, number: int, rows_per_group: int) -> Shard:
+    """Writes one shard of a dataset and returns its record; the way for tasks that each write a shard of their own."""
     # One chunk a column, or parquet's page borders would follow how the rows happened to arrive.
     table = table.combine_chunks().replace_schema_metadata(None)
     buffer = io.BytesIO()
@@ -58,6 +58,7 @@ def _write_shard(table: pa.Table, target: Folder, name: str, rows_per_group: int
         store_schema=False,
     )
     content = buffer.getvalue()
+    name = f"shards/{number:05d}.parquet"
     target.write_bytes(name, content)
     return Shard(path=name, pairs=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 

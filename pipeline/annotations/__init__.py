@@ -1,0 +1,37 @@
+"""The annotations: each adds columns to the pairs, for filters to read and for training to use.
+
+An annotation is one file. Its name is the file's name, in the job too: `- language`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+import pyarrow as pa
+from pydantic import BeforeValidator
+
+from pipeline.annotations.language import LanguageAnnotation
+from pipeline.steps import step_reader
+
+ANNOTATIONS = (LanguageAnnotation,)
+
+AnyAnnotation = Annotated[
+    LanguageAnnotation,
+    BeforeValidator(step_reader("annotation", [kind.model_fields["name"].default for kind in ANNOTATIONS])),
+]
+"""One annotation as a job file may write it."""
+
+
+class Annotation(Protocol):
+    """What every annotation is."""
+
+    @property
+    def name(self) -> str:
+        """The name of the step in the job."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns that it adds."""
+
+    def annotate(self, pairs: pa.Table) -> pa.Table:
+        """The pairs with its columns appended; called with a batch, in any process, any number of times."""

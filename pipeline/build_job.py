@@ -1,0 +1,72 @@
+"""The job of a build: from URL lists to a filtered, reproducible dataset."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipeline.annotations import AnyAnnotation
+from pipeline.bill import BillSettings
+from pipeline.download_settings import SAMPLE_CRAWL, DownloadSettings
+from pipeline.duplicates import DuplicateSettings
+from pipeline.filters import AnyFilter
+from pipeline.jobfile import Job, Settings, job_fingerprint
+from pipeline.list_files import UrlList
+
+
+class ShardSettings(Settings):
+    """How the dataset is cut."""
+
+    pairs_per_shard: Annotated[int, Field(gt=0)] = 10_000
+    """Rows of every shard but the last."""
+    rows_per_group: Annotated[int, Field(gt=0)] = 100
+    """Rows of every parquet row group, the least that a loader reads; divides pairs_per_shard."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> ShardSettings:
+        if self.pairs_per_shard % self.rows_per_group:
+            raise ValueError(f"rows_per_group {self.rows_per_group} must divide pairs_per_shard {self.pairs_per_shard}")
+        return self
+
+
+class BuildJob(Job):
+    """A build. Steps run in the order of these keys."""
+
+    lists: Annotated[tuple[UrlList, ...], Field(min_length=1)]
+    """The URL lists, read one after the other."""
+    download: DownloadSettings = DownloadSettings()
+    snapshot: str | None = None
+    """Folder or s3:// of the downloaded pictures; null: below `out`. Jobs that differ in filters only may share one."""
+    sample_crawl: str | None = None
+    """Folder of the sample crawl to serve on this machine while the build runs, for `connect_to`."""
+    annotations: tuple[AnyAnnotation, ...] = ()
+    filters: tuple[AnyFilter, ...] = ()
+    """In this order; a pair is refused by the first that does not like it."""
+    duplicates: DuplicateSettings = DuplicateSettings()
+    shards: ShardSettings = ShardSettings()
+    bill: BillSettings = BillSettings()
+    """What `--dry-run` reckons with; changes nothing else."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BuildJob:
+        names = [one.name for one in self.filters]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"filters: {twice} stands there twice; the funnel could not tell them apart")
+        columns = {name for one in self.annotations for name in one.columns.names}
+        for one in self.filters:
+            if missing := [column for column in one.needs if column not in columns]:
+                raise ValueError(f"filters.{one.name}: reads the column {missing[0]}, which no annotation adds")
+        if SAMPLE_CRAWL in self.download.connect_to.values() and self.sample_crawl is None:
+            raise ValueError(f"sample_crawl: expected its folder, because download.connect_to names {SAMPLE_CRAWL}")
+        return self
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps that can refuse a row, in order."""
+        return ["list", "download", *(one.name for one in self.filters), "duplicates"]
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the keys that decide what is in the dataset."""
+        return job_fingerprint(self, leave_out=("name", "out", "ray", "mlflow", "snapshot", "bill"))

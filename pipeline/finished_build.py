@@ -1,0 +1,32 @@
+"""Whether a folder holds the whole dataset of a job already, or the dataset of another one."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from pipeline.build_job import BuildJob
+from pipeline.jobfile import resolved
+from pipeline.manifest import MANIFEST, DatasetError, Manifest, read_manifest
+from pipeline.storage import Folder
+
+
+def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
+    """The manifest, where this very job has built the dataset at `target`; None where there is no whole dataset.
+
+    DatasetError when another job has: its dataset is neither taken for ours nor overwritten.
+    """
+    if not target.exists(MANIFEST):
+        return None
+    manifest = read_manifest(target.root)
+    try:
+        builder = BuildJob.model_validate(manifest.job)
+    except ValidationError:
+        builder = None  # an older version's job
+    if builder is not None and builder.fingerprint() == job.fingerprint():
+        return manifest
+    ours = resolved(job)
+    keys = ", ".join(key for key in ours if key not in ("name", "out") and ours[key] != manifest.job.get(key))
+    raise DatasetError(
+        f"{target.root}: holds the dataset of another job ('{manifest.name}', which differs in: {keys}); "
+        "give another out, or remove that folder"
+    )

@@ -1,0 +1,118 @@
+"""The snapshot: what the web gave on the day of the download, a parquet file a task with its record written after it.
+
+The web cannot be asked twice for the same answer. Everything after the snapshot can: it is a pure function of the
+snapshot and the job. A shard counts as done when its record is there and fits what is wanted now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pipeline.jobfile import Settings
+from pipeline.storage import Folder
+
+SNAPSHOT_SCHEMA = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("image", pa.binary()),  # resized and encoded; null, like all below it, where there is no picture
+        pa.field("width", pa.int32()),  # px, stored
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),  # px, upright, as downloaded
+        pa.field("original_height", pa.int32()),
+        pa.field("image_sha256", pa.string()),  # hex, of the bytes as downloaded
+        pa.field("reason", pa.string()),  # why there is no picture; null where there is one
+        pa.field("detail", pa.string()),
+    ]
+)
+"""A row of the list and what became of it on the web."""
+
+
+class SnapshotShard(Settings):
+    """The record of one shard."""
+
+    number: int
+    rows: int
+    pictures: int
+    unreached: int
+    """Rows without an answer of any kind: names that did not resolve, connections that failed, time that ran out."""
+    sha256: str
+    """Hex, of the parquet file."""
+    wanted: str
+    """Hex sha256 of the rows and the settings that it answers."""
+
+    @property
+    def file(self) -> str:
+        """The shard's file in the snapshot's folder."""
+        return _file(self.number)
+
+
+def _file(number: int) -> str:
+    return f"{number:06d}.parquet"
+
+
+def _record(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def wanted_hash(pair_ids: Sequence[str], settings: object) -> str:
+    """Hex sha256 of the names of a shard's rows in order and of everything that decides what is stored for them."""
+    return hashlib.sha256(json.dumps([list(pair_ids), settings], sort_keys=True).encode()).hexdigest()
+
+
+def write_snapshot_shard(place: Folder, number: int, rows: pa.Table, unreached: int, wanted: str) -> SnapshotShard:
+    """Writes the shard, then its record."""
+    buffer = io.BytesIO()
+    pq.write_table(rows.combine_chunks(), buffer, compression="zstd", use_dictionary=["source", "reason"])
+    content = buffer.getvalue()
+    shard = SnapshotShard(
+        number=number,
+        rows=rows.num_rows,
+        pictures=rows.num_rows - rows["image"].null_count,
+        unreached=unreached,
+        sha256=hashlib.sha256(content).hexdigest(),
+        wanted=wanted,
+    )
+    place.write_bytes(_file(number), content)
+    place.write_text(_record(number), shard.model_dump_json() + "\n")
+    return shard
+
+
+def finished_shard(place: Folder, number: int, wanted: str) -> SnapshotShard | None:
+    """The record of a shard that is done. A shard of which over half was never reached is not: the line was dead."""
+    if not place.exists(_record(number)) or not place.exists(_file(number)):
+        return None
+    try:
+        shard = SnapshotShard.model_validate_json(place.read_text(_record(number)))
+    except ValidationError:
+        return None
+    return shard if shard.wanted == wanted and 2 * shard.unreached <= shard.rows else None
+
+
+def read_snapshot_shard(place: Folder, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a shard, in order."""
+    with place.open(_file(number)) as file:
+        return pq.read_table(file, columns=None if columns is None else list(columns), use_threads=False)
+
+
+def snapshot_hash(shards: Sequence[SnapshotShard]) -> str:
+    """Hex sha256 over the hashes of all shards in order."""
+    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+def pictures_of(place: Folder, shards: Sequence[int], places: Sequence[int]) -> list[bytes | None]:
+    """The stored pictures at the given places of the given shards, null where there is none: for a page to show."""
+    found: dict[tuple[int, int], bytes | None] = {}
+    for shard in sorted(set(shards)):
+        images = read_snapshot_shard(place, shard, ["image"])["image"]
+        found |= {(shard, at): images[at].as_py() for of, at in zip(shards, places, strict=True) if of == shard}
+    return [found[key] for key in zip(shards, places, strict=True)]
