@@ -1,0 +1,129 @@
+"""One rank's part of one step, from shards to arrays: read row groups, decode, draw views, tokenise.
+
+The same plan, step, rank and world give the same bytes in any process, at any time. What a reader keeps between steps,
+the row groups of the current window, only saves it from reading them again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hiclip.batch import Batch
+from hiclip.data.images import ImageError, Picture, Pixels, normalise
+from hiclip.data.stream_plan import StreamPlan
+from hiclip.data.tokenizer import Tokenizer, Tokens
+from hiclip.data.views import IMAGE_VIEWS, TEXT_VIEWS, Chance
+from pipeline.manifest import DatasetError, read_manifest
+from pipeline.shards import DatasetReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """What one rank computes at one step, before it is a `Batch`: pictures as bytes, an eighth of the memory."""
+
+    step: int
+    images: dict[str, Pixels]
+    """View -> (b, px, px, 3) red, green, blue."""
+    tokens: dict[str, Tokens]
+    """View -> (b, L)."""
+    pair_ids: list[str]
+    broken: int
+    """Pictures that could not be decoded; the next row of the dataset stands in for each."""
+
+    def to_batch(self, device: torch.device | str = "cpu") -> Batch:
+        """Normalised tensors on `device`; pictures travel there as bytes and become floats when they have arrived."""
+        # Copied first: what Ray hands out is memory that must not be written, and torch has no name for that.
+        images = {view: torch.tensor(pixels).to(device, non_blocking=True) for view, pixels in self.images.items()}
+        tokens = {view: torch.tensor(ids).to(device, non_blocking=True) for view, ids in self.tokens.items()}
+        return Batch({view: normalise(pixels) for view, pixels in images.items()}, tokens, self.pair_ids)
+
+
+class StepReader:
+    """Computes the steps of a plan for any rank of any world. Asking for steps in ascending order reads least."""
+
+    def __init__(self, plan: StreamPlan) -> None:
+        """Raises DatasetError if the dataset is no longer the one that the plan was made for."""
+        self._plan = plan
+        manifest = read_manifest(plan.dataset)
+        if manifest.fingerprint != plan.fingerprint:
+            raise DatasetError(
+                f"{plan.dataset}: expected the dataset with fingerprint {plan.fingerprint[:16]}..., "
+                f"came {manifest.fingerprint[:16]}...; it was built anew since this run began"
+            )
+        self._reader = DatasetReader(plan.dataset, manifest)
+        self._columns = plan.columns
+        self._tokenizer = Tokenizer(plan.context)
+        self._groups: dict[int, tuple[int, pa.Table]] = {}
+
+    def read(self, step: int, rank: int, world: int) -> RankStep:
+        """The pairs that `Order.rows_of_rank` gives for this step, in that order. ValueError as there."""
+        plan = self._plan
+        rows = plan.order.rows_of_rank(step, plan.batch, rank, world)
+        epochs = plan.order.epochs_of_rank(step, plan.batch, rank, world)
+        self._forget_past_windows(step)
+        shape = (len(rows), plan.image_px, plan.image_px, 3)
+        images = {view: np.empty(shape, dtype=np.uint8) for view in plan.image_views}
+        texts: dict[str, list[str]] = {view: [] for view in plan.text_views}
+        pair_ids, broken = [], 0
+        for place, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
+            pair, views, tries = self._draw_images(step, row, epoch)
+            for view, pixels in views.items():
+                images[view][place] = pixels
+            for view, collected in texts.items():
+                collected.append(TEXT_VIEWS[view].draw(pair, self._chance(pair, epoch, view), plan.view_settings))
+            pair_ids.append(str(pair["pair_id"]))
+            broken += tries
+        tokens = {view: self._tokenizer.encode(collected) for view, collected in texts.items()}
+        return RankStep(step, images, tokens, pair_ids, broken)
+
+    def _draw_images(self, step: int, row: int, epoch: int) -> tuple[Mapping[str, Any], dict[str, Pixels], int]:
+        """The pair at `row`, or the first one after it whose picture can be decoded; its views; how many could not."""
+        plan = self._plan
+        for tries in range(plan.order.pairs):
+            pair = self._pair(step, (row + tries) % plan.order.pairs)
+            try:
+                picture = Picture(pair["image"])
+                views = {
+                    view: IMAGE_VIEWS[view].draw(
+                        picture, pair, plan.image_px, self._chance(pair, epoch, view), plan.view_settings
+                    )
+                    for view in plan.image_views
+                }
+            except ImageError as error:
+                log.warning("%s: picture of pair %s cannot be decoded: %s", plan.dataset, pair["pair_id"], error)
+                continue
+            return pair, views, tries
+        raise DatasetError(f"{plan.dataset}: not one of {plan.order.pairs} pictures can be decoded")
+
+    def _chance(self, pair: Mapping[str, Any], epoch: int, view: str) -> Chance:
+        return Chance(self._plan.order.seed, str(pair["pair_id"]), epoch, view)
+
+    def _pair(self, step: int, row: int) -> dict[str, Any]:
+        group, inside = divmod(row, self._plan.order.rows_per_group)
+        if group not in self._groups:
+            self._groups[group] = step, self._reader.read_group(group, self._columns)
+        table = self._groups[group][1]
+        return {name: table.column(name)[inside].as_py() for name in self._columns}
+
+    def _forget_past_windows(self, step: int) -> None:
+        """Drops row groups first read a whole window ago: their window is over, they come again in the next epoch."""
+        lifetime = self._plan.window_steps
+        self._groups = {group: kept for group, kept in self._groups.items() if 0 <= step - kept[0] <= lifetime}
+
+
+def local_stream(
+    plan: StreamPlan, first_step: int, last_step: int, rank: int = 0, world: int = 1
+) -> Iterator[RankStep]:
+    """Steps `first_step` to `last_step` (not included) of one rank, read in this process, without Ray."""
+    reader = StepReader(plan)
+    for step in range(first_step, last_step):
+        yield reader.read(step, rank, world)

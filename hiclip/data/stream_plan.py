@@ -1,0 +1,115 @@
+"""What a stream of training data is: dataset, order, views, sizes. A process that has a plan can compute any step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hiclip.batch import Views
+from hiclip.data.order import Order
+from hiclip.data.views import IMAGE_VIEWS, TEXT_VIEWS, ViewSettings
+from pipeline.manifest import DatasetError, read_manifest
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How a rank's pairs are read under Ray. Nothing here changes what is read."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    tasks: int = 1
+    """Processes that read and decode for each worker."""
+    cpus_per_task: float = 0.25
+    """Ray CPUs that each of them takes; they need room beside the workers. 0 takes none and always fits."""
+    steps_per_task: int | None = None
+    """Steps that a process makes in one go. Null: as many as a window spans, so that its groups are read once, or as
+    make 256 MB."""
+    prefetched_steps: int = 4
+    """Batches that lie ready in the worker."""
+    late_after_s: float = 60.0
+    """The log says what is waited for when the first batch takes longer than this."""
+    stall_timeout_s: float = 1800.0
+    """The run fails when for this long no batch was made and none was taken."""
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1 or self.prefetched_steps < 1 or (self.steps_per_task is not None and self.steps_per_task < 1):
+            raise ValueError("tasks, steps_per_task and prefetched_steps: expected 1 or more")
+        if self.cpus_per_task < 0 or self.late_after_s <= 0 or self.stall_timeout_s <= 0:
+            raise ValueError("cpus_per_task: expected 0 or more; late_after_s and stall_timeout_s: more than 0")
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream of global batches: step t shows the pairs that `order` gives it, each in all views."""
+
+    dataset: str
+    """Folder or s3:// address of a built dataset."""
+    fingerprint: str
+    """Of its manifest: a dataset that was rebuilt differently is refused."""
+    order: Order
+    batch: int
+    """Pairs of a global batch."""
+    image_px: int
+    """Pixels a side of every image view."""
+    context: int
+    """Tokens of every text view."""
+    image_views: tuple[str, ...] = ("crop",)
+    """Names in `IMAGE_VIEWS`."""
+    text_views: tuple[str, ...] = ("caption",)
+    """Names in `TEXT_VIEWS`."""
+    view_settings: ViewSettings = field(default_factory=ViewSettings)
+
+    def __post_init__(self) -> None:
+        for names, known in ((self.image_views, IMAGE_VIEWS), (self.text_views, TEXT_VIEWS)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"there is no view {name!r}; there are {', '.join(known)}")
+
+    @property
+    def window_steps(self) -> int:
+        """Steps after which the row groups of a window are done with."""
+        return -(-self.order.window_groups * self.order.rows_per_group // self.batch)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the dataset that the views read."""
+        views = [IMAGE_VIEWS[name].columns for name in self.image_views]
+        views += [TEXT_VIEWS[name].columns for name in self.text_views]
+        return tuple(dict.fromkeys(("pair_id", "image", *(column for columns in views for column in columns))))
+
+    def step_bytes(self, world: int) -> int:
+        """Bytes of one rank's part of a step, as it comes from a loader's process."""
+        pair = len(self.image_views) * 3 * self.image_px**2 + len(self.text_views) * 8 * self.context
+        return self.batch // world * pair
+
+
+def plan_stream(
+    dataset: str,
+    batch: int,
+    window_groups: int,
+    seed: int,
+    views: Views,
+    image_px: int,
+    context: int,
+    view_settings: ViewSettings | None = None,
+) -> StreamPlan:
+    """The plan for a dataset that is there. Raises DatasetError if it is not, or lacks a column that a view reads."""
+    manifest = read_manifest(dataset)
+    plan = StreamPlan(
+        dataset,
+        manifest.fingerprint,
+        Order(manifest.pairs, manifest.rows_per_group, window_groups, seed),
+        batch,
+        image_px,
+        context,
+        views.images,
+        views.texts,
+        view_settings or ViewSettings(),
+    )
+    missing = [column for column in plan.columns if column not in manifest.columns]
+    if missing:
+        raise DatasetError(
+            f"{dataset}: the views {', '.join(views.images + views.texts)} need the columns {', '.join(missing)}, "
+            f"the dataset has {', '.join(manifest.columns)}"
+        )
+    return plan

@@ -1,0 +1,246 @@
+"""The stream: what one process reads and what Ray's tasks make are the same bytes, in the same order, for any world."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from hiclip.batch import Views
+from hiclip.data.step_reader import RankStep, StepReader, local_stream
+from hiclip.data.stream_plan import LoaderSettings, StreamPlan, plan_stream
+from hiclip.data.tokenizer import Tokenizer
+from pipeline.manifest import DatasetError, Manifest, dataset_fingerprint, write_manifest
+from pipeline.pair import PAIR_SCHEMA, pair_id
+from pipeline.shards import write_shards
+from pipeline.storage import folder
+
+PAIRS, GROUP = 150, 8
+BROKEN = (17, 18, 149)
+LOADER = LoaderSettings(tasks=2, cpus_per_task=0.5, steps_per_task=3)
+
+
+def write_dataset(path: Path, pairs: int = PAIRS, broken: tuple[int, ...] = BROKEN) -> str:
+    """A real dataset: pictures whose colour tells their row, as JPEG and PNG by turns, some of them cut short."""
+    target = folder(str(path))
+    target.make()
+    random = np.random.default_rng(0)
+    rows = []
+    for row in range(pairs):
+        height, width = random.integers(20, 90, 2)
+        pixels = random.integers(0, 40, (height, width, 3)) + np.array([row, 200 - row, 100])
+        encoded = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(encoded, "JPEG" if row % 2 else "PNG")
+        data = encoded.getvalue()[:100] if row in broken else encoded.getvalue()
+        url, text = f"http://a.crawl.example/{row}", f"picture number {row}"
+        digest = hashlib.sha256(data).hexdigest()
+        rows.append((pair_id(url, text), url, text, "test", data, int(width), int(height), digest))
+    columns = [pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), PAIR_SCHEMA, strict=True)]
+    shards = tuple(write_shards([pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)], target, 64, GROUP))
+    types = {field.name: str(field.type) for field in PAIR_SCHEMA}
+    fingerprint = dataset_fingerprint(shards, types)
+    manifest = Manifest(
+        name="test", pairs=pairs, pairs_per_shard=64, rows_per_group=GROUP, shards=shards, columns=types,
+        fingerprint=fingerprint, job={}, snapshot="", funnel=[], versions={},
+    )  # fmt: skip
+    write_manifest(target, manifest)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def plan_of(dataset: str, batch: int = 24) -> StreamPlan:
+    return plan_stream(dataset, batch, 5, 7, Views(("crop",), ("caption",)), image_px=16, context=12)
+
+
+def same(left: RankStep, right: RankStep) -> bool:
+    return (
+        (left.step, left.pair_ids, left.broken) == (right.step, right.pair_ids, right.broken)
+        and all((left.images[view] == right.images[view]).all() for view in left.images)
+        and all((left.tokens[view] == right.tokens[view]).all() for view in left.tokens)
+    )
+
+
+def test_every_pair_comes_once_an_epoch_and_broken_ones_are_replaced(dataset: str) -> None:
+    """150 pairs in batches of 25: six steps an epoch."""
+    ids = [pair_id(f"http://a.crawl.example/{row}", f"picture number {row}") for row in range(PAIRS)]
+    expected = sorted([ids[row] for row in range(PAIRS) if row not in BROKEN] + [ids[19], ids[19], ids[0]])
+    for first in (0, 6):
+        steps = list(local_stream(plan_of(dataset, 25), first, first + 6))
+        assert sorted(name for step in steps for name in step.pair_ids) == expected
+        assert (
+            sum(step.broken for step in steps) == 4
+        )  # row 17 passes over 18 as well, and so does 18 itself: 2 + 1 + 1
+
+
+def test_worlds_share_a_step_in_equal_slices(dataset: str) -> None:
+    plan = plan_of(dataset)
+    whole = list(local_stream(plan, 5, 9))
+    for world in (2, 4, 8):
+        parts = [list(local_stream(plan, 5, 9, rank, world)) for rank in range(world)]
+        for number, step in enumerate(whole):
+            assert [name for part in parts for name in part[number].pair_ids] == step.pair_ids
+            together = np.concatenate([part[number].images["crop"] for part in parts])
+            assert (together == step.images["crop"]).all()
+            assert sum(part[number].broken for part in parts) == step.broken
+
+
+def test_pictures_and_captions_belong_together(dataset: str) -> None:
+    plan = plan_of(dataset)
+    step = StepReader(plan).read(3, 0, 1)
+    for pixels, tokens in zip(step.images["crop"], step.tokens["caption"], strict=True):
+        row = int(Tokenizer(12).decode(tokens).split()[-1])
+        assert abs(pixels[..., 0].mean() - row - 20) < 8
+
+
+def test_resuming_is_asking_for_a_later_step(dataset: str) -> None:
+    plan = plan_of(dataset)
+    undisturbed = list(local_stream(plan, 0, 14))
+    assert all(same(a, b) for a, b in zip(local_stream(plan, 9, 14), undisturbed[9:], strict=True))
+
+
+def test_an_epoch_shows_other_crops_and_another_order(dataset: str) -> None:
+    plan = plan_of(dataset, 150)
+    first, second = local_stream(plan, 0, 2)
+    assert first.pair_ids == second.pair_ids  # the whole dataset is one batch, and rows ascend within it
+    # Very long pictures show their centre in every epoch, by torchvision's rule.
+    assert (first.images["crop"] == second.images["crop"]).all(axis=(1, 2, 3)).mean() < 0.3
+    assert (first.tokens["caption"] == second.tokens["caption"]).all()
+    halves = [step.pair_ids for step in local_stream(plan_of(dataset, 75), 0, 4)]
+    assert halves[0] != halves[2]
+
+
+def test_a_batch_holds_normalised_tensors(dataset: str) -> None:
+    step = next(local_stream(plan_of(dataset), 0, 1))
+    step.images["crop"].flags.writeable = False  # as Ray hands it out
+    batch = step.to_batch()
+    assert batch.images["crop"].shape == (24, 3, 16, 16)
+    assert batch.images["crop"].dtype == torch.float32
+    assert batch.tokens["caption"].shape == (24, 12)
+    assert batch.tokens["caption"].dtype == torch.int64
+    assert len(batch) == 24
+    red = (step.images["crop"][5, 3, 4, 0] / 255 - 0.48145466) / 0.26862954
+    assert float(batch.images["crop"][5, 0, 3, 4]) == pytest.approx(red, abs=1e-5)
+
+
+def test_a_reader_keeps_the_groups_of_a_window_and_no_more(dataset: str) -> None:
+    reader = StepReader(plan_of(dataset, 10))
+    kept = []
+    for step in range(30):
+        reader.read(step, 0, 1)
+        kept.append(len(reader._groups))
+    assert 5 <= max(kept) <= 2 * 5 + 1  # two windows of five groups and the group of a stand-in
+
+
+def test_batches_that_do_not_divide_are_refused(dataset: str) -> None:
+    with pytest.raises(ValueError, match="24 pairs has no equal slice for rank 0 of 5"):
+        next(local_stream(plan_of(dataset), 0, 1, 0, 5))
+
+
+def test_a_view_that_nobody_knows_or_the_dataset_lacks(dataset: str) -> None:
+    with pytest.raises(ValueError, match="no view 'rotated'; there are crop"):
+        plan_stream(dataset, 8, 5, 0, Views(("rotated",), ("caption",)), 16, 12)
+
+
+def test_a_dataset_that_was_rebuilt_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(write_dataset(tmp_path / "one", 20, ()))
+    write_dataset(tmp_path / "one", 21, ())
+    with pytest.raises(DatasetError, match="built anew"):
+        StepReader(plan)
+
+
+def test_a_dataset_without_one_whole_picture_ends_in_an_error(tmp_path: Path) -> None:
+    plan = plan_of(write_dataset(tmp_path, 3, (0, 1, 2)), 2)
+    with pytest.raises(DatasetError, match="not one of 3 pictures"):
+        next(local_stream(plan, 0, 1))
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("rank", "world", "first"), [(0, 1, 0), (1, 2, 5)])
+def test_ray_makes_the_same_bytes(dataset: str, rank: int, world: int, first: int) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    plan = plan_of(dataset)
+    made = list(rank_stream(plan, LOADER, first, 20, rank, world))
+    read = list(local_stream(plan, first, 20, rank, world))
+    assert len(made) == 20 - first
+    assert all(same(a, b) for a, b in zip(made, read, strict=True))
+    assert made[0].to_batch().tokens["caption"].shape == (24 // world, 12)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_ranks_read_beside_each_other_and_say_nothing(dataset: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    plan = plan_of(dataset)
+    whole = list(local_stream(plan, 0, 8))
+    ranks = [rank_stream(plan, LOADER, 0, 8, rank, 2) for rank in range(2)]
+    for step, parts in zip(whole, zip(*ranks, strict=True), strict=True):
+        assert parts[0].pair_ids + parts[1].pair_ids == step.pair_ids
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert "dataset" not in written.err.lower()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_closing_ends_the_execution_and_its_tasks(dataset: str) -> None:
+    import ray
+
+    from hiclip.data.ray_stream import rank_stream
+
+    def executions() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
+
+    with contextlib.closing(rank_stream(plan_of(dataset), LOADER, 0, 100_000)) as stream:
+        assert [step.step for step in itertools.islice(stream, 3)] == [0, 1, 2]
+        assert len(executions()) == 1
+    assert executions() == []
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_loader_that_gets_no_cpu_says_so_and_fails(dataset: str, caplog: pytest.LogCaptureFixture) -> None:
+    from hiclip.data.ray_stream import LoaderError, rank_stream
+
+    starved = LoaderSettings(cpus_per_task=1000, late_after_s=0.5, stall_timeout_s=3)
+    with (
+        caplog.at_level(logging.WARNING, "hiclip"),
+        pytest.raises(LoaderError, match=r"nothing was read for 3 s.*1000"),
+    ):
+        next(rank_stream(plan_of(dataset), starved, 0, 2))
+    assert "no batch after 0.5 s" in caplog.text
+    assert "4 CPUs" in caplog.text
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_dataset_that_went_away_ends_the_stream_with_its_error(tmp_path: Path) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    plan = plan_of(write_dataset(tmp_path, 20, ()))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match="no dataset here"):
+        next(rank_stream(plan, LOADER, 0, 2))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_no_steps_are_no_stream(dataset: str) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    assert list(rank_stream(plan_of(dataset), LOADER, 5, 5)) == []
