@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiclip.model.affinity import WordLinks
+from hiclip.model.affinity import WordLinks, at_least_float32
 from hiclip.model.sizes import ClsLink, PathMerge, SelfLink
 
 
@@ -20,6 +20,7 @@ def sentence_mask(affinity: WordLinks) -> Tensor:
 
     A link of affinity 0 (padding) separates exactly: C is 0 across it, and no gradient flows into it.
     """
+    affinity = at_least_float32(affinity)
     apart = affinity <= 0
     near = _path_products(affinity.masked_fill(apart, 1.0))
     segment = F.pad(apart.cumsum(dim=-1), (1, 0))
@@ -32,6 +33,7 @@ def grid_mask(right: Tensor, down: Tensor, *, merge: PathMerge = "max") -> Tenso
     Of the two paths with one turn between two patches, one goes along a column first and the other along a row first;
     the larger product counts (`merge="max"`) or their mean.
     """
+    right, down = at_least_float32(right), at_least_float32(down)
     batch, rows, columns = right.shape[0], right.shape[1], down.shape[2]
     along_row = _path_products(right)  # (B, R, C, C): row i, from column j1 to j2
     along_column = _path_products(down.transpose(1, 2)).permute(0, 2, 3, 1)  # (B, R, R, C): from row i1 to i2, column j

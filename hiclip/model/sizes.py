@@ -162,29 +162,17 @@ def _check_positive(settings: ModelSettings) -> None:
 
 
 def _image_tower(settings: ModelSettings, row: _Row) -> TowerSize:
-    own, depth = settings.image_width, settings.image_depth or settings.depth or row.image_depth
-    key = "image_width" if own else "width"
-    width = own or settings.width or row.image_width
-    return TowerSize(
-        width,
-        depth,
-        _heads(settings.image_heads, width, "image_heads", key),
-        _layers(settings, depth) if settings.image_hierarchy else (),
-        width if settings.affinity_width == "full" else settings.affinity_width,
-    )
+    width = settings.image_width or settings.width or row.image_width
+    heads = _heads(settings.image_heads, width, "image_heads", "image_width" if settings.image_width else "width")
+    depth = settings.image_depth or settings.depth or row.image_depth
+    return TowerSize(width, depth, heads, *_hierarchy(settings, settings.image_hierarchy, width, depth))
 
 
 def _text_tower(settings: ModelSettings, row: _Row) -> TowerSize:
-    own, depth = settings.text_width, settings.text_depth or settings.depth or row.text_depth
-    key = "text_width" if own else "width"
-    width = own or settings.width or row.text_width
-    return TowerSize(
-        width,
-        depth,
-        _heads(settings.text_heads, width, "text_heads", key),
-        _layers(settings, depth) if settings.text_hierarchy else (),
-        width if settings.affinity_width == "full" else settings.affinity_width,
-    )
+    width = settings.text_width or settings.width or row.text_width
+    heads = _heads(settings.text_heads, width, "text_heads", "text_width" if settings.text_width else "width")
+    depth = settings.text_depth or settings.depth or row.text_depth
+    return TowerSize(width, depth, heads, *_hierarchy(settings, settings.text_hierarchy, width, depth))
 
 
 def _heads(heads: int | None, width: int, heads_key: str, width_key: str) -> int:
@@ -195,11 +183,14 @@ def _heads(heads: int | None, width: int, heads_key: str, width_key: str) -> int
     return heads or width // HEAD_WIDTH
 
 
-def _layers(settings: ModelSettings, depth: int) -> tuple[int, ...]:
+def _hierarchy(settings: ModelSettings, wanted: bool, width: int, depth: int) -> tuple[tuple[int, ...], int]:
+    """Layers of a tower that have affinities, and the width of those."""
+    affinity_width = width if settings.affinity_width == "full" else settings.affinity_width
+    if not wanted:
+        return (), affinity_width
     if settings.hierarchy_layers == "all":
-        return tuple(range(depth))
+        return tuple(range(depth)), affinity_width
     layers = settings.hierarchy_layers
-    wrong = [layer for layer in layers if not 0 <= layer < depth]
-    if wrong or not layers or len(set(layers)) < len(layers):
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < depth for layer in layers):
         raise ValueError(f"hierarchy_layers: expected all, or different layers of 0 to {depth - 1}, got {list(layers)}")
-    return tuple(sorted(layers))
+    return tuple(sorted(layers)), affinity_width

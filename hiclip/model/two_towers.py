@@ -26,7 +26,8 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Scalar exp(logarithm), at most max_logit_scale (where its gradient ends: it stays there)."""
-        return at_least_float32(self.logarithm).exp().clamp(max=self.max_logit_scale)
+        # Engines may have given the scalar an axis.
+        return at_least_float32(self.logarithm).reshape(()).exp().clamp(max=self.max_logit_scale)
 
 
 class TwoTowers(nn.Module):
