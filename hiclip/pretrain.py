@@ -21,6 +21,7 @@ from hiclip.training.progress import TrainingProgress
 from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
 from hiclip.training.source_commit import source_commit
+from hiclip.training.this_process import run_here
 from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import resolved, resolved_yaml
@@ -28,8 +29,10 @@ from pipeline.manifest import MANIFEST, check_shards, read_manifest
 from pipeline.storage import absolute, folder
 
 
-def pretrain(job: PretrainJob, parent_run_id: str | None = None) -> PretrainResult:
+def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = False) -> PretrainResult:
     """Runs, resumes, or finds finished the job; `parent_run_id` nests its MLflow run below another.
+
+    `here` trains in this process, not in workers of Ray Train: for one worker that Ray has placed already, as a trial.
 
     Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
     """
@@ -44,7 +47,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None) -> PretrainResu
     check_shards(job.data.dataset, manifest)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
-        result = _train(job, plan, tracker)
+        result = _train(job, plan, tracker, here)
     except BaseException:
         tracker.close("FAILED")
         raise
@@ -67,10 +70,8 @@ def _stream(job: PretrainJob) -> StreamPlan:
     )
 
 
-def _train(job: PretrainJob, plan: StreamPlan, tracker: Tracker) -> PretrainResult:
-    # Here, after the command has set what Ray reads at import.
-    from hiclip.training.ray_workers import WorkerTask, run_workers
-    from pipeline.ray_session import ray_session
+def _train(job: PretrainJob, plan: StreamPlan, tracker: Tracker, here: bool) -> PretrainResult:
+    from pipeline.ray_session import ray_session  # only now that the command has set what Ray reads at import
 
     commit = source_commit()
     tracker.params(resolved(job))
@@ -85,7 +86,12 @@ def _train(job: PretrainJob, plan: StreamPlan, tracker: Tracker) -> PretrainResu
             for row in rows:
                 tracker.metrics(_metrics(row, job.data.batch), row.seen)
 
-        run_workers(WorkerTask(job, place, plan), on_steps)
+        if here:
+            run_here(job, place, plan, lambda row: on_steps([row]))
+        else:
+            from hiclip.training.ray_workers import WorkerTask, run_workers
+
+            run_workers(WorkerTask(job, place, plan), on_steps)
     return finish(job, tracker.run_id)
 
 
