@@ -128,7 +128,8 @@ def _bend(curves: Curves, x: Array, t: Array, parameters: int) -> Array:
     """(S, 1) size of residual at which Huber's loss turns from square to straight."""
     rungs = t.shape[1]
     deviation = _MAD * np.median(np.abs(t - curves.at(x)), axis=1, keepdims=True)
-    return _HUBER * deviation * np.sqrt(rungs / max(rungs - parameters, 1)) + _EXACT
+    bend: Array = _HUBER * deviation * np.sqrt(rungs / max(rungs - parameters, 1)) + _EXACT
+    return bend
 
 
 def _huber_weights(residuals: Array, bend: Array) -> Array:

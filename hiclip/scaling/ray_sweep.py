@@ -1,0 +1,89 @@
+"""Measures the rungs of a study as trials of Ray Tune, several at a time (door: ray.tune).
+
+Tune places the trials, runs as many at once as fit, and tries a failed one again. What a trial does is the caller's
+function, and what it finds is stored by that function: nothing that matters lives in Tune's own state, so a study
+killed at any moment is taken up by asking which rungs are stored.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Before Tune is imported, which reads them then: no second progress display, no event files for viewers that nobody
+# here opens, and Ctrl-C ends the study instead of fitting a law to the rungs that happened to be done.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from hiclip.scaling.ladder import Rung
+from hiclip.scaling.rung_table import Failure
+
+_RETRIES = 1  # a machine may be lost once; a rung that diverges diverges twice
+_BYSTANDER_CPUS = 0.01  # of a trial that only waits for workers of its own
+
+
+def measure_rungs(
+    rungs: Sequence[Rung],
+    measure: Callable[[Rung], None],
+    concurrent: int,
+    on_end: Callable[[Rung, Failure | None], None],
+) -> None:
+    """Calls `measure(rung)` in a trial for every rung, at most `concurrent` at a time, the largest first.
+
+    The largest first, because then the shortest are left for the end, where trials no longer fill all places.
+    `on_end` hears in this process of each rung that ended; one that failed twice ends as a Failure, the others go on.
+    """
+    order = sorted(rungs, key=lambda rung: rung.compute, reverse=True)
+
+    def trial(config: dict[str, Any]) -> None:
+        measure(order[config["rung"]])
+        tune.report({"measured": True})
+
+    with tempfile.TemporaryDirectory(prefix="hiclip-tune-") as scratch:
+        tune.Tuner(
+            tune.with_resources(trial, lambda config: trial_resources(order[config["rung"]])),
+            param_space={"rung": tune.grid_search(list(range(len(order))))},
+            # A trial's process goes on to the next trial: importing torch and Ray again would take seconds each time.
+            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                callbacks=[_Ends(order, on_end)],
+            ),
+        ).fit()
+
+
+def trial_resources(rung: Rung) -> dict[str, float]:
+    """What Ray holds for a trial: one that trains in its own process (plain engine) takes what the worker would."""
+    workers = rung.job.workers
+    if rung.job.engine.name != "plain":
+        return {"CPU": _BYSTANDER_CPUS}
+    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+
+
+class _Ends(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+    """Tells of the end of each trial."""
+
+    def __init__(self, rungs: Sequence[Rung], on_end: Callable[[Rung, Failure | None], None]) -> None:
+        self._rungs, self._on_end = rungs, on_end
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._on_end(self._rungs[trial.config["rung"]], None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        rung = self._rungs[trial.config["rung"]]
+        self._on_end(rung, Failure(rung=rung.id, name=rung.name, compute=rung.compute, reason=_reason(trial)))
+
+
+def _reason(trial: Trial) -> str:
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split())
+    return f"{type(cause).__name__}: {text[:300]}" if text else type(cause).__name__

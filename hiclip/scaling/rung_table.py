@@ -1,0 +1,117 @@
+"""What was measured of the rungs: one stored file a rung, so that a study goes on where it was killed, and one table.
+
+The columns `compute` and `error` are all that a law needs: a table that somebody else measured can stand in for ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import FiniteFloat, ValidationError
+
+from hiclip.scaling.ladder import Rung
+from hiclip.scaling.scale_job import ErrorSettings
+from pipeline.jobfile import Settings
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+
+class Row(Settings):
+    """One rung, measured."""
+
+    rung: str
+    """The rung's id."""
+    name: str
+    """What makes it this rung, for people."""
+    width: int
+    """Channels of the image tower."""
+    depth: int
+    """Layers of the image tower."""
+    seen: int
+    """Pairs consumed."""
+    parameters: int
+    compute: FiniteFloat
+    """Training FLOPs."""
+    loss: FiniteFloat
+    """Training loss of the last step, in nats; of a batch, so no measure of the model."""
+    error: FiniteFloat
+    """What the law is about; its unit is the study's."""
+    error_low: FiniteFloat
+    """Lower end of the error's 95 % interval over the evaluation set's pictures."""
+    error_high: FiniteFloat
+    seconds: FiniteFloat
+    """Time spent in training steps."""
+    pairs_per_s: FiniteFloat
+    trial_s: FiniteFloat
+    """Wall time of the trial that measured the rung: training, saving, evaluation."""
+    checkpoint: str
+    """What was measured."""
+    question: str
+    """Hex sha256 of the dataset and of what was asked of the checkpoint: a row answers no other question."""
+
+
+class Failure(Settings):
+    """A rung that could not be measured."""
+
+    rung: str
+    name: str
+    compute: float
+    reason: str
+    """One line."""
+
+
+def question(manifest_fingerprint: str, error: ErrorSettings) -> str:
+    """Hex sha256 of what a row's error depends on besides its rung."""
+    return digest(manifest_fingerprint, error.model_dump(mode="json"))
+
+
+def digest(*parts: Any) -> str:
+    """Hex sha256 of plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def store(place: Folder, row: Row) -> None:
+    """Keeps a finished row in the study's folder."""
+    place.write_text(_file(row.rung), row.model_dump_json(indent=1) + "\n")
+
+
+def stored(place: Folder, rung: Rung, asked: str) -> Row | None:
+    """The row of a rung if it was measured before and was asked the same question."""
+    name = _file(rung.id)
+    if not place.exists(name):
+        return None
+    try:
+        row = Row.model_validate_json(place.read_text(name))
+    except ValidationError:
+        log.warning("%s is not what it should be; the rung is measured again", place.join(name))
+        return None
+    return row if row.question == asked else None
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as text, a line a rung."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def to_parquet(rows: Sequence[Row]) -> bytes:
+    """The rows as one parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), sink)
+    return sink.getvalue()
+
+
+def _file(rung: str) -> str:
+    return f"rungs/{rung}.json"

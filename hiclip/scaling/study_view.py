@@ -1,0 +1,77 @@
+"""What a person sees of a study in a terminal: a bar over its compute, a line a rung, and the table at its end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hiclip.scaling.findings import Findings, residual_rows
+from hiclip.scaling.ladder import Ladder, Rung
+from hiclip.scaling.rung_table import Failure, Row
+
+
+class StudyProgress:
+    """A context in which `ended` is told of every rung; on a terminal it also shows the share of compute done."""
+
+    def __init__(self, console: Console, ladder: Ladder, unit: str) -> None:
+        self._console, self._rungs, self._unit = console, len(ladder.all), unit
+        self._ended = 0
+        self._bar = Progress(
+            TextColumn("scale"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.0f} % of the compute, {task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._bar.add_task("starting", total=ladder.compute)
+
+    def __enter__(self) -> StudyProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def ended(self, rung: Rung, found: Row | Failure, earlier: bool = False) -> None:
+        """Takes the end of a rung, or one that an `earlier` start had measured."""
+        self._ended += 1
+        count = f"{self._ended}/{self._rungs} rungs"
+        self._bar.update(self._task, advance=rung.compute, description=count)
+        if isinstance(found, Failure):
+            self.say(f"{rung.name}: failed, {found.reason} ({count})")
+        elif earlier:
+            self.say(f"{rung.name}: {self._unit} {found.error:.4g}, measured before ({count})")
+        else:
+            speed = f"{found.trial_s:.0f} s, {found.pairs_per_s:,.0f} pairs/s"
+            self.say(f"{rung.name}: {self._unit} {found.error:.4g}, {speed} ({count})")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(f"scale: {line}")
+
+
+def findings_table(findings: Findings) -> Table:
+    """The rungs beside the law, the held-out one last, and those that failed."""
+    table = Table(title=f"{findings.name}: {findings.what}", title_justify="left")
+    table.add_column("rung")
+    for name in (findings.compute_unit, "measured", "law", "by the others", "off by"):
+        table.add_column(name, justify="right")
+    for point, fitted, alone in residual_rows(findings.law, findings.points):
+        off = f"{alone / point.error - 1:+.1%}"
+        table.add_row(point.name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)
+    for failure in findings.failures:
+        table.add_row(failure.name, f"{failure.compute:.3g}", "failed", "", "", "")
+    held_out = findings.held_out
+    if held_out is not None and held_out.point is not None:
+        measured, predicted = held_out.point.error, held_out.predicted.value
+        said = f"{predicted:.4g}"
+        off = f"{predicted / measured - 1:+.1%}"
+        table.add_section()
+        table.add_row(f"{held_out.name} (held out)", f"{held_out.compute:.3g}", f"{measured:.4g}", said, said, off)
+    return table
