@@ -152,7 +152,7 @@ class MlflowTracker:
             shutil.rmtree(self._copies, ignore_errors=True)
 
     def _open(self) -> tuple[Any, str]:
-        _fail_soon()
+        _prepare()
         from mlflow import MlflowClient  # here, in the thread: the import alone takes seconds
 
         with _alone(self._uri):
@@ -250,9 +250,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _fail_soon() -> None:
-    """MLflow's own default retries a dead server for minutes."""
+def _prepare() -> None:
+    """What MLflow reads at import: its defaults retry a dead server for minutes and tell of every table made."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

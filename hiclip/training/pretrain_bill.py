@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from hiclip.training.cost import parameters, train_flops
+from hiclip.training.cost import device_memory, parameters, train_flops
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.manifest import Manifest
 
-_WEIGHT, _GRADIENT, _ADAM = 4, 4, 8  # bytes a parameter: all fp32, Adam has two moments
-_MASTER = 4  # DeepSpeed's own copy of the weights, sharded, in its checkpoints
+_WEIGHT, _ADAM = 4, 8  # bytes a parameter: fp32, and Adam has two moments
 
 
 def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
@@ -24,17 +23,11 @@ def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
     return table
 
 
-def state_bytes(job: PretrainJob, zero_stage: int) -> float:
-    """Bytes of weights, gradients and optimizer state that one worker holds; activations come on top."""
-    count, workers = parameters(job.model), job.workers.count
-    gradient = _GRADIENT / workers if zero_stage >= 2 else _GRADIENT
-    adam = _ADAM / workers if zero_stage >= 1 else _ADAM
-    return count * (_WEIGHT + gradient + adam)
-
-
 def checkpoint_bytes(job: PretrainJob) -> float:
     """Bytes of one checkpoint: the readable weights and the engine's files."""
-    engine = _ADAM if job.engine.name == "plain" else _WEIGHT + _MASTER + _ADAM
+    # DeepSpeed keeps the weights once more whole, and where it shards the optimizer a third time, in shards.
+    copies = 0 if job.engine.name == "plain" else 1 + (job.engine.zero_stage > 0)
+    engine = _ADAM + copies * _WEIGHT
     return parameters(job.model) * (_WEIGHT + engine)
 
 
@@ -53,7 +46,7 @@ def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, s
     yield "arithmetic", f"{flops:.3g} FLOPs, {flops / job.pairs / 1e9:.3g} GFLOPs a pair, {job.precision}"
     yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
     for stage in (0, 1, 2):
-        yield f"memory, ZeRO {stage}", f"{_size(state_bytes(job, stage))} a worker for weights, gradients and AdamW"
+        yield f"memory, ZeRO {stage}", _memory(job, stage)
     saved = -(-job.pairs // job.checkpoints.every_pairs)
     size, keep = checkpoint_bytes(job), job.checkpoints.keep
     yield "checkpoints", f"{saved} of {_size(size)}; {keep} stay, one is being written: {_size(size * (keep + 1))}"
@@ -81,6 +74,15 @@ def _price_lines(job: PretrainJob) -> Iterator[tuple[str, str]]:
         f"{needed:,.1f} h on {devices} × {price.device} at {price.utilization:.0%} of {price.peak_tflops:g} TFLOP/s",
     )
     yield "money", f"{needed * devices * price.per_hour:,.2f} {price.currency} at {price.per_hour:g} a device and hour"
+
+
+def _memory(job: PretrainJob, stage: int) -> str:
+    workers = job.workers.count
+    held = device_memory(job.model, job.data.batch // workers, job.precision, stage, workers)
+    return (
+        f"{_size(held.total)} a worker: weights {_size(held.weights)}, gradients {_size(held.gradients)}, "
+        f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}"
+    )
 
 
 def _engine(job: PretrainJob) -> str:

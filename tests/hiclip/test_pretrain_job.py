@@ -1,0 +1,94 @@
+"""Pretraining jobs decode, name their mistakes by key, and print their bill."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from small_dataset import small_dataset
+from small_run import random_batches, small_job
+
+from hiclip.training.cost import train_flops
+from hiclip.training.pretrain_bill import bill, checkpoint_bytes, hours
+from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.rank_run import RunPlace, run_rank
+from pipeline.jobfile import JobError, make_job, resolved
+from pipeline.manifest import Manifest
+
+PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"batch": 10}, "workers": {"count": 4}}, "data.batch: expected a multiple of workers.count (4)"),
+        ({"workers": {"count": 2}}, "engine.name: plain trains with workers.count 1, came 2"),
+        ({"model": {"width": 100}}, "model.width: expected a multiple of 64"),
+        ({"model": {"patch_px": 5}}, "model.patch_px: expected a divisor of image_px (16), got 5"),
+        ({"model": {"widht": 64}}, "model.widht: no such key; did you mean 'width'?"),
+        ({"schedule": {"pairs": 4, "warmup_pairs": 0}}, "schedule.pairs: expected at least one batch (8), came 4"),
+        ({"schedule": {"warmup_pairs": 65}}, "warmup_pairs: expected warm-up and cool-down within the 64 pairs"),
+        ({"engine": {"name": "deepspeed", "zero_stage": 3}}, "zero_stage"),
+        ({"checkpoints": {"every_pairs": 0}}, "checkpoints.every_pairs"),
+        ({"optimizer": {"lr": 1}}, "optimizer.lr: no such key"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        small_job("out", **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_written_as_people_write_them() -> None:
+    assert small_job("out", optimizer={"learning_rate": "5e-4"}).optimizer.learning_rate == 5e-4
+
+
+def test_a_fingerprint_is_of_what_changes_the_weights() -> None:
+    job = small_job("out")
+    content = resolved(job)
+    same = {**content, "out": "elsewhere", "name": "other", "price": PRICE, "ray": {"num_cpus": 8}}
+    assert make_job(same, PretrainJob, "").fingerprint == job.fingerprint
+    for section, keys in (("model", {"width": 128}), ("schedule", {"pairs": 72}), ("data", {"batch": 16})):
+        assert small_job("out", **{section: keys}).fingerprint != job.fingerprint
+    assert small_job("out").model_copy(update={"seed": 6}).fingerprint != job.fingerprint
+
+
+def test_pairs_are_whole_batches() -> None:
+    job = small_job("out", schedule={"pairs": 70})
+    assert (job.steps, job.pairs) == (8, 64)
+
+
+def printed(job: PretrainJob, manifest: Manifest | None) -> str:
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(bill(job, manifest))
+    return capture.get()
+
+
+def test_the_bill_without_and_with_a_dataset(tmp_path: Path) -> None:
+    job = small_job("out", dataset="runs/nowhere")
+    assert "runs/nowhere: not built yet" in printed(job, None)
+    assert "the job has no price" in printed(job, None)
+    text = printed(make_job({**resolved(job), "price": PRICE}, PretrainJob, ""), small_dataset(tmp_path, pairs=32))
+    for part in ("64 in 8 steps of 8", "32 pairs", "2.00", "plain engine", "on 1 × X at 50% of 100 TFLOP/s", "USD"):
+        assert part in text
+
+
+def test_the_bill_adds_up() -> None:
+    job = make_job({**resolved(small_job("out")), "price": PRICE}, PretrainJob, "")
+    needed = hours(job)
+    assert needed is not None
+    assert needed * 3600 * 100e12 * 0.5 == pytest.approx(train_flops(job.model, 64))
+
+
+def test_a_checkpoint_is_as_large_as_the_bill_says(tmp_path: Path) -> None:
+    job = small_job(str(tmp_path))
+    place = RunPlace(job.out, "fingerprint of the data", None)
+    run_rank(job, place, None, lambda step: random_batches(job, step), lambda row: None)
+    last = tmp_path / "checkpoints" / "seen-000000000064"
+    measured = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+    assert measured == pytest.approx(checkpoint_bytes(job), rel=0.03)
