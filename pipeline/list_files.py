@@ -6,11 +6,12 @@ Every row of a file comes out, also one that cannot be read: what is not in the 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -165,7 +166,7 @@ def _wanted(one: UrlList) -> list[str]:
 def _opened(path: str) -> Iterator[BinaryIO]:
     parent, _, name = path.rpartition("/")
     with folder(parent or ".").open(name) as file:
-        yield pa.CompressedInputStream(file, "gzip") if name.endswith(".gz") else file
+        yield cast(BinaryIO, gzip.open(file)) if name.endswith(".gz") else file
 
 
 def _csv_rows(file: BinaryIO, one: UrlList) -> Iterator[RawRow]:

@@ -41,7 +41,7 @@ def write_report(target: Folder, name: str, manifest: Manifest, judged: pa.Table
         part.cards(_cards(kept.slice(0, _KEPT_SHOWN), snapshot)),
         "<h2>Refused pairs</h2><p>Pictures that were fetched and are not in the dataset, up to "
         f"{_REFUSED_SHOWN} of each reason. Duplicates: the refused picture left, the one that stays right.</p>",
-        *_refused_with_picture(judged, snapshot),
+        *_refused_with_picture(manifest.funnel, judged, snapshot),
         "<h2>Refused without a picture</h2><p>Rows that the list or the web refused, with an example.</p>",
         _refused_without_picture(manifest.funnel),
         *_foot(manifest),
@@ -100,30 +100,33 @@ def _cards(rows: pa.Table, snapshot: Folder, beside: pa.Table | None = None) -> 
     """Cards of `rows`; `beside` has the row that each is shown next to."""
     pictures = [pictures_of(snapshot, table["shard"].to_pylist(), table["place"].to_pylist())
                 for table in (rows, beside) if table is not None]  # fmt: skip
+    kept: list[dict[str, Any] | None] = [None] * rows.num_rows if beside is None else beside.to_pylist()
     return [
-        part.Card(tuple(image for image in images if image is not None), row["caption"], _note(row))
-        for row, *images in zip(rows.to_pylist(), *pictures, strict=True)
+        part.Card(tuple(image for image in images if image is not None), row["caption"], _notes(row, stays))
+        for row, stays, *images in zip(rows.to_pylist(), kept, *pictures, strict=True)
     ]
 
 
-def _note(row: dict[str, Any]) -> str:
-    facts = [row["source"], f"{row['original_width']} x {row['original_height']} px"]
-    if row.get("language"):
+def _notes(row: dict[str, Any], stays: dict[str, Any] | None) -> tuple[str, ...]:
+    facts = [row["source"], f"{row['original_width']} × {row['original_height']} px"]
+    if row["step"] == "language":
         facts.append(f"{row['language']} {row['language_score']:.2f}")
-    return " · ".join(facts)
+    if stays is not None:
+        facts.append(f"stays: {stays['caption'][:100]}")
+    return tuple(facts)
 
 
-def _refused_with_picture(judged: pa.Table, snapshot: Folder) -> Iterator[str]:
+def _refused_with_picture(funnel: Sequence[dict[str, Any]], judged: pa.Table, snapshot: Folder) -> Iterator[str]:
     fetched = judged.filter(pc.and_(pc.is_valid(judged["step"]), pc.is_valid(judged["width"])))
-    groups = fetched.group_by(["step", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
-    for group in groups:
-        step, reason = group["step"], group["reason"]
-        all_of_it = fetched.filter(pc.and_(pc.equal(fetched["step"], step), pc.equal(fetched["reason"], reason)))
-        rows = all_of_it.slice(0, _REFUSED_SHOWN)
-        stays = _named_in_detail(rows, judged) if step == "duplicates" else None
-        count = group["count_all"]
-        yield f"<h3>{part.text(step)}: {part.text(reason)} <small>{count:,} pair{'s' * (count != 1)}</small></h3>"
-        yield part.cards(_cards(rows, snapshot, stays))
+    for one in funnel:
+        for reason, count in one["refused"].items():
+            mask = pc.and_(pc.equal(fetched["step"], one["step"]), pc.equal(fetched["reason"], reason))
+            rows = fetched.filter(mask).slice(0, _REFUSED_SHOWN)
+            if rows.num_rows:
+                stays = _named_in_detail(rows, judged) if one["step"] == "duplicates" else None
+                pairs = f"{count:,} pair{'s' * (count != 1)}"
+                yield f"<h3>{part.text(one['step'])}: {part.text(reason)} <small>{pairs}</small></h3>"
+                yield part.cards(_cards(rows, snapshot, stays))
 
 
 def _named_in_detail(rows: pa.Table, judged: pa.Table) -> pa.Table:

@@ -45,7 +45,7 @@ code,.mono{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}
 svg{display:block;width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 svg rect{fill:var(--kept)}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(148px,1fr));gap:12px}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:12px}
 .cards.twins{grid-template-columns:repeat(auto-fill,minmax(268px,1fr))}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0}
 .card .pictures{display:flex;background:#fff}
@@ -54,10 +54,11 @@ svg rect{fill:var(--kept)}
 .card figcaption{padding:8px 11px 10px;font-size:13px;line-height:1.35;border-top:1px solid var(--line)}
 .card .caption{display:-webkit-box;-webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden;
 overflow-wrap:anywhere}
-.card .soft{font-size:11.5px;margin-top:4px;overflow-wrap:anywhere}
+.card .soft{font-size:11.5px;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 td,th{text-align:left;padding:6px 14px 6px 0;vertical-align:top;border-top:1px solid var(--line);overflow-wrap:anywhere}
 th{border-top:0;color:var(--soft);font-weight:400}
+td:first-child,td:nth-child(2){white-space:nowrap}
 td.count{text-align:right;font-variant-numeric:tabular-nums}
 details{margin-top:14px}
 summary{cursor:pointer;color:var(--soft)}
@@ -71,7 +72,8 @@ class Card:
 
     pictures: tuple[bytes, ...]
     caption: str
-    note: str
+    notes: tuple[str, ...]
+    """Small facts below the caption, a line each."""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -142,10 +144,10 @@ def cards(shown: Sequence[Card]) -> str:
 
 def _card(card: Card) -> str:
     pictures = "".join(f'<img src="{_data_uri(image)}" alt="" loading="lazy">' for image in card.pictures)
+    notes = "".join(f'<div class="soft">{text(note)}</div>' for note in card.notes)
     return (
         f'<figure class="card"><div class="pictures">{pictures}</div><figcaption title="{text(card.caption[:1000])}">'
-        f'<div class="caption">{text(card.caption[:300])}</div><div class="soft">{text(card.note)}</div>'
-        f"</figcaption></figure>"
+        f'<div class="caption">{text(card.caption[:300])}</div>{notes}</figcaption></figure>'
     )
 
 

@@ -90,7 +90,7 @@ class DatasetReader:
     def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Row group number `group` of the whole dataset, the named columns only.
 
-        Raises IndexError outside `range(groups)`, DatasetError when the shard cannot be read as it was written.
+        Raises IndexError outside `range(groups)`, DatasetError when a column is not there or the shard cannot be read.
         """
         if not 0 <= group < self.groups:
             raise IndexError(f"row group {group} of {self.groups}")
@@ -100,6 +100,9 @@ class DatasetReader:
             with self._folder.open(name) as file:
                 parquet = pq.ParquetFile(file, metadata=self._footers.get(shard))
                 self._footers[shard] = parquet.metadata
+                missing = [name for name in columns if name not in parquet.schema_arrow.names]
+                if missing:  # pyarrow would leave it out in silence
+                    raise pa.ArrowKeyError(f"no column '{missing[0]}'; it has {', '.join(parquet.schema_arrow.names)}")
                 return parquet.read_row_group(inside, columns=list(columns), use_threads=False)
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
             first = str(error).splitlines()[0]

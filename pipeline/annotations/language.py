@@ -9,13 +9,13 @@ from pydantic import Field
 
 from pipeline.jobfile import Settings
 
-
 _GUESSES = 8  # a wanted language that is not among the likeliest eight has no say
 
 
 class LanguageAnnotation(Settings):
-    """Columns `language` (ISO 639-1 code of the likeliest), `language_score` and `wanted_language_score` (0..1 each, the
-    model's probabilities of the likeliest language, and of all wanted ones together).
+    """Columns `language` (ISO 639-1 code of the likeliest), `language_score` and `wanted_language_score`.
+
+    The scores are the model's probabilities, 0..1, of the likeliest language and of all wanted ones together.
     """
 
     name: Literal["language"] = "language"
