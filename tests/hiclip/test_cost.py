@@ -1,0 +1,112 @@
+"""Closed forms of cost against the model itself, and against the numbers that are published."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hiclip.batch import Batch
+from hiclip.model.sizes import ModelSettings
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.cost import device_memory, forward_flops_per_pair, parameters, train_flops
+
+SETTINGS = [
+    ModelSettings(),
+    ModelSettings(image_hierarchy=False, text_hierarchy=False),
+    ModelSettings(size="small", hierarchy_layers=(1, 3), affinity_width=64),
+    ModelSettings(size="vit_b_32"),
+    ModelSettings(size="vit_b_16", text_hierarchy=False),
+    ModelSettings(image_width=256, image_depth=5, text_width=128, text_depth=3, embedding=96, context=20, image_px=48),
+]
+
+
+def clip(size: str) -> ModelSettings:
+    return ModelSettings(size=size, image_hierarchy=False, text_hierarchy=False)  # type: ignore[arg-type]
+
+
+def on_meta(settings: ModelSettings) -> TwoTowers:
+    with torch.device("meta"):
+        return TwoTowers(settings)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_parameters_are_those_of_the_module(settings: ModelSettings) -> None:
+    assert parameters(settings) == sum(parameter.numel() for parameter in on_meta(settings).parameters())
+
+
+@pytest.mark.parametrize("all_tokens", [True, False])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_flops_are_those_that_torch_counts(settings: ModelSettings, all_tokens: bool) -> None:
+    model = on_meta(settings)
+    px, context, pairs = model.image_tower.patch_embedding.kernel_size[0], len(model.text_tower.positions), 2
+    side = px * int((len(model.image_tower.positions) - 1) ** 0.5)
+    with FlopCounterMode(display=False) as counter:
+        model.image_tower(torch.empty(pairs, 3, side, side, device="meta"), all_tokens=all_tokens)
+        model.text_tower(torch.empty(pairs, context, device="meta", dtype=torch.long), all_tokens=all_tokens)
+    counted = counter.get_total_flops() / pairs
+    assert forward_flops_per_pair(settings, all_tokens=all_tokens) == pytest.approx(counted, rel=0.02)
+
+
+def test_the_published_sizes() -> None:
+    """CLIP and HiCLIP at B/32 and B/16: 151.28, 171.79, 149.62 and 170.13 M parameters, 14.78 GFLOP and 16 % more."""
+    assert [round(parameters(clip(size)) / 1e6, 2) for size in ("vit_b_32", "vit_b_16")] == [151.28, 149.62]
+    hierarchical = [ModelSettings(size="vit_b_32"), ModelSettings(size="vit_b_16")]
+    assert [round(parameters(settings) / 1e6, 2) for settings in hierarchical] == [171.79, 170.13]
+    b_32, b_16 = (forward_flops_per_pair(clip(size)) for size in ("vit_b_32", "vit_b_16"))
+    assert (round(b_32 / 1e9, 2), round(b_16 / 1e9, 2)) == (14.78, 41.09)
+    assert forward_flops_per_pair(hierarchical[0]) / b_32 == pytest.approx(1.160, abs=5e-4)
+    assert forward_flops_per_pair(hierarchical[1]) / b_16 == pytest.approx(1.159, abs=5e-4)
+
+
+def test_training_is_three_forwards_of_every_pair_seen() -> None:
+    settings = ModelSettings()
+    assert train_flops(settings, 1000) == 3000 * forward_flops_per_pair(settings)
+
+
+def test_zero_shards_what_its_stage_says() -> None:
+    settings = clip("vit_b_32")
+    weights = 4 * parameters(settings)
+    held = {stage: device_memory(settings, 128, "bf16", stage, 8) for stage in (0, 1, 2, 3)}
+    assert [memory.weights / weights for memory in held.values()] == [1, 1, 1, 1 / 8]
+    assert [memory.gradients / weights for memory in held.values()] == [1, 1, 1 / 8, 1 / 8]
+    assert [memory.optimizer / weights for memory in held.values()] == [2, 3 / 8, 3 / 8, 3 / 8]
+    memory = held[1]
+    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.activations == 128 * device_memory(settings, 1, "bf16", 1, 8).activations
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("hierarchy", [True, False])
+def test_activations_are_near_what_autograd_keeps(precision: str, hierarchy: bool) -> None:
+    settings = ModelSettings(image_hierarchy=hierarchy, text_hierarchy=hierarchy, depth=6)
+    model, pairs = TwoTowers(settings), 8
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    batch = Batch({"crop": torch.randn(pairs, 3, 64, 64)}, {"caption": torch.ones(pairs, 32, dtype=torch.long)}, [])
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        weight_like = tensor.ndim == 2 and tensor.shape[0] * tensor.shape[1] >= 192 * 192 and tensor.shape[0] % 192 == 0
+        if storage.data_ptr() not in own and not weight_like:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        outputs = [
+            model.image_tower(batch.images["crop"], all_tokens=True),
+            model.text_tower(batch.tokens["caption"], all_tokens=True),
+        ]
+    assert len(outputs) == 2
+    estimate = device_memory(settings, pairs, "bf16" if precision == "bf16" else "fp32", 0, 1).activations
+    assert estimate == pytest.approx(sum(kept.values()), rel=0.25)
+
+
+def test_a_frozen_patch_embedding_still_counts() -> None:
+    frozen = dataclasses.replace(ModelSettings(), frozen_patch_embedding=True)
+    assert parameters(frozen) == parameters(ModelSettings())
