@@ -43,7 +43,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         console.print(f"pretrain: {result.run_folder} is finished: {result.seen:,} pairs seen, loss {result.loss:.3f}")
         return result
     _announce(job)
-    plan = _stream(job)
+    plan = stream_plan(job)
     check_shards(job.data.dataset, manifest)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
@@ -61,7 +61,8 @@ def _announce(job: PretrainJob) -> None:
         console.print(f"pretrain: resuming {folder(job.out).root} from {read_checkpoint(newest).state.seen:,} pairs")
 
 
-def _stream(job: PretrainJob) -> StreamPlan:
+def stream_plan(job: PretrainJob) -> StreamPlan:
+    """Which pairs the job sees and how. DatasetError if the dataset is missing or lacks a column that a view reads."""
     sizes, data = resolve(job.model), job.data
     views = job.objective.build(job.model).views
     place = absolute(data.dataset)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,24 +62,41 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> 
     """
     _check_room(task.job)
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"task": task, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if task.job.workers.gpus else "gloo"),
-        scaling_config=_scaling(task.job),
-        run_config=_run_config(task),
-    )
     done = threading.Event()
     reader = threading.Thread(target=_read, args=(mailbox, on_steps, done), name="steps", daemon=True)
     reader.start()
     try:
-        trainer.fit()
+        with tempfile.TemporaryDirectory(prefix="hiclip-ray-train-") as notes:
+            _trainer(task, mailbox, notes).fit()
     except ray.train.WorkerGroupError as error:
         raise _own(error) from error
     finally:
         done.set()
         reader.join()
         ray.kill(mailbox)
+
+
+def _trainer(task: WorkerTask, mailbox: object, notes: str) -> TorchTrainer:
+    """Ray Train's trainer; `notes` is a folder on this machine for what its controller writes down about itself."""
+    job = task.job
+    resources = {"CPU": job.workers.cpus, **({"GPU": job.workers.gpus} if job.workers.gpus else {})}
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if job.workers.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers.count, use_gpu=job.workers.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{job.name}-{job.fingerprint[:12]}",
+            # Ray resumes from checkpoints that it finds under this path. It is given none, so a fresh one will do, and
+            # neither the run's folder nor its s3:// credentials are Ray's business.
+            storage_path=notes,
+            failure_config=FailureConfig(max_failures=job.workers.restarts),
+            # The worker's own environment and not that of `ray.init`, which would clash with `ray job submit`'s.
+            worker_runtime_env={"env_vars": _KEEP_MEMORY},
+        ),
+    )
 
 
 def _check_room(job: PretrainJob) -> None:
@@ -110,25 +128,6 @@ def _train_worker(config: dict[str, object]) -> None:
         return (step.to_batch(get_device()) for step in steps)
 
     run_rank(task.job, task.place, newest, batches, post, get_device())
-
-
-def _scaling(job: PretrainJob) -> ScalingConfig:
-    resources = {"CPU": job.workers.cpus}
-    if job.workers.gpus:
-        resources["GPU"] = job.workers.gpus
-    return ScalingConfig(num_workers=job.workers.count, use_gpu=job.workers.gpus > 0, resources_per_worker=resources)
-
-
-def _run_config(task: WorkerTask) -> RunConfig:
-    job = task.job
-    return RunConfig(
-        # Ray takes up a run of the same name again; a name that carries the job's hash cannot be another job's.
-        name=f"{job.name}-{job.fingerprint[:12]}",
-        storage_path=f"{task.place.run_folder.rstrip('/')}/ray",
-        failure_config=FailureConfig(max_failures=job.workers.restarts),
-        # The worker's own environment and not that of `ray.init`, which would clash with `ray job submit`'s.
-        worker_runtime_env={"env_vars": _KEEP_MEMORY},
-    )
 
 
 class _Mailbox:

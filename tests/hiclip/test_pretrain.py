@@ -1,0 +1,222 @@
+"""The command, on real Ray workers: what it writes, what it refuses, and that it resumes exactly after any kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from small_dataset import small_dataset
+from small_run import small_job
+
+from hiclip.pretrain import _plan, _run, pretrain, stream_plan
+from hiclip.training.history import StepRow, from_csv
+from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.rank_run import RunPlace
+from hiclip.training.this_process import run_here
+from pipeline.command import run_command
+from pipeline.jobfile import resolved_yaml
+from pipeline.storage import absolute
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    small_dataset(folder, pairs=64, px=32)
+    return folder
+
+
+def command(job: PretrainJob, folder: Path, *words: str) -> int:
+    """The command in this process; returns its exit code."""
+    file = folder / "pretrain.yaml"
+    file.write_text(resolved_yaml(job))
+    with pytest.raises(SystemExit) as ended:
+        run_command(PretrainJob, _plan, _run, [str(file), *words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def losses_of(out: str) -> list[tuple[int, float]]:
+    return [(row.seen, row.loss) for row in from_csv(Path(out, "losses.csv").read_text())]
+
+
+def undisturbed(job: PretrainJob, out: Path) -> list[tuple[int, float]]:
+    """The losses of the job in one process, without Ray and without any stop."""
+    rows: list[StepRow] = []
+    plan = stream_plan(job)
+    run_here(job, RunPlace(str(out), plan.fingerprint, None), plan, rows.append)
+    return [(row.seen, row.loss) for row in rows]
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float = 120) -> None:
+    ends = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_killed_driver_run_again_gives_the_undisturbed_run(
+    ray_session: None, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    job = small_job(str(out), str(dataset), schedule={"pairs": 8 * 200}, checkpoints={"every_pairs": 8 * 20})
+    file = tmp_path / "job.yaml"
+    file.write_text(resolved_yaml(job))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "hiclip.pretrain", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: any(out.glob("checkpoints/*/COMPLETE")))
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (out / "result.json").exists(), "killed while it ran"
+    _, left = psutil.wait_procs(children, timeout=10)
+    for process in left:  # two agents of Ray's that notice later that they are alone; nothing that could still write
+        assert "Agent" in process.name()
+        process.kill()
+
+    assert command(job, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert f"resuming {out} from" in said
+    assert said.splitlines()[-1] == f"result: {out}/result.json"
+    assert losses_of(str(out)) == undisturbed(job, tmp_path / "reference")
+
+    result = json.loads((out / "result.json").read_text())
+    assert (result["seen"], result["steps"]) == (1600, 200)
+    assert result["losses"] == [list(pair) for pair in losses_of(str(out))]
+    assert result["loss"] == result["losses"][-1][1] < result["losses"][0][1]
+    assert result["checkpoint"].endswith("checkpoints/seen-000000001600")
+    assert result["pairs_per_s"] > 0
+    assert 0 < result["loader_wait_share"] < 1
+    assert result["mlflow_run_id"] == (out / "mlflow_run_id").read_text().strip()
+
+    assert command(job, tmp_path) == 0
+    assert "is finished: 1,600 pairs seen" in capsys.readouterr().out
+
+
+def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
+    ray_session: None, dataset: Path, tmp_path: Path
+) -> None:
+    from hiclip.training.ray_workers import WorkerTask, run_workers
+
+    job = small_job(
+        str(tmp_path / "run"),
+        str(dataset),
+        schedule={"pairs": 8 * 150},
+        engine={"name": "deepspeed"},
+        workers={"count": 2, "restarts": 1},
+        checkpoints={"every_pairs": 8 * 50},
+    )
+    plan = stream_plan(job)
+    heard: list[StepRow] = []
+    killed: list[int] = []
+
+    def on_steps(rows: list[StepRow]) -> None:
+        heard.extend(rows)
+        steps = heard[-1].seen // 8
+        if not killed and steps > 50 and 3 < steps % 50 < 45:
+            killed.append(worker_pids()[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run_workers(WorkerTask(job, RunPlace(absolute(job.out), plan.fingerprint, None), plan), on_steps)
+    assert killed
+    back = next(number for number, (a, b) in enumerate(itertools.pairwise(heard), 1) if b.seen <= a.seen)
+    before, after = heard[:back], heard[back:]
+    assert (after[0].seen - 8) % (8 * 50) == 0, "it went on from a checkpoint"
+    assert after[-1].seen == job.pairs
+    twice = {row.seen: row.loss for row in before}
+    repeated = [row for row in after if row.seen in twice]
+    assert repeated
+    assert [row.loss for row in repeated] == [twice[row.seen] for row in repeated], "bit for bit"
+    assert {row.seen for row in heard} == set(range(8, job.pairs + 1, 8))
+
+
+def worker_pids() -> list[int]:
+    """Processes of Ray Train's workers below this test's own Ray."""
+    return [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+
+
+def test_ray_that_is_too_small_is_said_at_once(ray_session: None, dataset: Path, tmp_path: Path) -> None:
+    job = small_job(str(tmp_path / "run"), str(dataset), workers={"cpus": 64})
+    assert command(job, tmp_path) == 2
+
+
+def test_plain_mistakes_end_with_code_2_and_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = small_job(str(tmp_path / "run"), str(dataset))
+
+    def refused(*words: str) -> str:
+        assert command(job, tmp_path, *words) == 2
+        said = capsys.readouterr()
+        assert "result:" not in said.out
+        (line,) = said.err.splitlines()
+        return line
+
+    assert "optimizer.lerning_rate: no such key; did you mean 'learning_rate'?" in refused("optimizer.lerning_rate=1")
+    assert "data.batch: expected a multiple of workers.count (3)" in refused("workers.count=3", "engine.name=deepspeed")
+    assert "no dataset here; build it first" in refused(f"data.dataset={tmp_path}/nowhere")
+    assert not (tmp_path / "run").exists(), "a mistake leaves nothing behind"
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    assert f"{tmp_path}/blocked" in refused(f"out={tmp_path}/blocked/run")
+
+
+def test_the_dry_run_prints_the_bill_and_starts_nothing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = small_job(str(tmp_path / "run"), str(dataset))
+    assert command(job, tmp_path, "--dry-run") == 0
+    assert "64 in 8 steps of 8" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_another_job_is_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    job = small_job(str(out), str(dataset))
+    (out / "job.yaml").write_text(resolved_yaml(job))
+    other = small_job(str(out), str(dataset), optimizer={"learning_rate": 2e-3, "weight_decay": 0.2})
+    assert command(other, tmp_path) == 2
+    line = capsys.readouterr().err
+    assert "holds a run of another job: there optimizer.learning_rate is 0.001, here 0.002" in line
+
+
+def test_an_altered_shard_is_refused_before_a_worker_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = small_dataset(tmp_path / "data", pairs=16, px=32)
+    shard = tmp_path / "data" / manifest.shards[0].path
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    assert command(small_job(str(tmp_path / "run"), str(tmp_path / "data")), tmp_path) == 2
+    assert f"{shard}: expected sha256" in capsys.readouterr().err
+
+
+def test_a_finished_run_on_another_dataset_is_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hiclip.training.run_folder import claim, finish
+
+    job = small_job(str(tmp_path / "run"), str(dataset))
+    claim(job)
+    undisturbed(job, tmp_path / "run")
+    finish(job, None)
+    assert pretrain(job).seen == 64, "finished: nothing is started"
+    small_dataset(tmp_path / "data", pairs=24, px=32)
+    moved = job.model_copy(update={"data": job.data.model_copy(update={"dataset": str(tmp_path / "data")})})
+    (tmp_path / "run" / "job.yaml").write_text(resolved_yaml(moved))
+    assert command(moved, tmp_path) == 2
+    assert "the finished run in" in capsys.readouterr().err
