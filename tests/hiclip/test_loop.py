@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopback_s3 import bucket
 from small_run import random_batches, small_job
 
 from hiclip.batch import Batch
@@ -82,11 +83,20 @@ def test_initial_weights_belong_to_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_repeats_the_undisturbed_one_bit_for_bit(tmp_path: Path, precision: str) -> None:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with bucket("runs") as address:
+        yield address
+
+
+@pytest.mark.parametrize(("precision", "remote"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_a_resumed_run_repeats_the_undisturbed_one_bit_for_bit(
+    tmp_path: Path, precision: str, remote: bool, request: pytest.FixtureRequest
+) -> None:
     job = small_job(str(tmp_path / "whole")).model_copy(update={"precision": precision})
     undisturbed = run(job)
-    broken = job.model_copy(update={"out": str(tmp_path / "broken")})
+    place = request.getfixturevalue("s3") if remote else str(tmp_path)
+    broken = job.model_copy(update={"out": f"{place}/broken"})
     with pytest.raises(KeyboardInterrupt):
         run(broken, stop_before=5)
     newest = newest_checkpoint(broken.out)
