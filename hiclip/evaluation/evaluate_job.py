@@ -27,10 +27,10 @@ class BaselineSettings(Settings):
 class HierarchySettings(Settings):
     """Which captions become trees and which pictures are shown with their groups."""
 
-    captions: tuple[str, ...] = ()
-    """Captions to parse. The first one's tree is printed at the end of the run."""
+    captions: tuple[Annotated[str, Field(pattern=r"\S\s+\S")], ...] = ()
+    """Captions of two words or more to parse. The first one's tree is printed at the end of the run."""
     training_pairs: Annotated[int, Field(ge=0)] = 3
-    """Pairs of the training data whose caption and picture are drawn; long captions first."""
+    """Pairs of the training data whose caption and picture are drawn: long captions among its first thousand."""
     set_pictures: Annotated[int, Field(ge=0)] = 4
     """Pictures of the first set that are drawn, chosen by hash."""
 

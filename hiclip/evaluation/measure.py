@@ -94,9 +94,17 @@ def model_scores(
     classify = any(metric in zero_shot.METRICS for metric in metrics)
     retrieve = any(metric in retrieval.METRICS for metric in metrics)
     shown = np.arange(len(content.pictures)) if classify else content.queries
-    images = embed_pictures(embedder, [content.pictures[row] for row in shown], batch, map_blocks, content.name)
+    images = embed_pictures(
+        embedder, [content.pictures[row] for row in shown], batch, map_blocks, f"{content.name}: pictures"
+    )
     prompts = content.prompts() if classify else []
-    texts = embed_texts(embedder, [*prompts, *(content.captions if retrieve else ())], batch, map_blocks, content.name)
+    texts = embed_texts(
+        embedder,
+        [*prompts, *(content.captions if retrieve else ())],
+        batch,
+        map_blocks,
+        f"{content.name}: prompts and captions",
+    )
     scale = float(embedder.towers.logit_scale().item())
     per_class = None
     if classify:

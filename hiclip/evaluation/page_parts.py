@@ -32,7 +32,7 @@ white-space:nowrap}
 th{border-top:0;color:var(--soft);font-weight:400}
 td:first-child,th:first-child{text-align:left;padding-left:0}
 td.value{font-weight:600}
-td.range{width:290px}
+td.range{width:250px}
 svg{display:block}
 .key{display:flex;flex-wrap:wrap;gap:20px;font-size:12.5px;color:var(--soft);margin:12px 0 2px}
 .key span{display:flex;align-items:center;gap:7px}
@@ -52,10 +52,10 @@ svg{display:block}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0}
 .card>img{display:block;width:100%;height:118px;object-fit:contain;padding:10px;background:#fff}
 .card figcaption{padding:8px 11px 10px;font-size:13px;line-height:1.35;border-top:1px solid var(--line)}
-.card ol{margin:6px 0 0;padding:0 0 0 17px;font-size:12px;color:var(--soft)}
+.card ol{margin:6px 0 0;padding:0;font-size:12px;color:var(--soft);list-style-position:inside}
 .card li{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .card li.right{color:var(--model);font-weight:600}
-.found{display:grid;grid-template-columns:220px repeat(5,86px);gap:10px;align-items:center;padding:7px 0}
+.found{display:grid;grid-template-columns:1fr repeat(5,86px) 190px;gap:12px;align-items:center;padding:7px 0}
 .found+.found{border-top:1px solid var(--line)}
 .found img{width:86px;height:72px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:8px;
 padding:5px}
@@ -106,7 +106,7 @@ class Mark:
 
 def value_range(marks: Sequence[Mark], low: float, high: float, end: float) -> str:
     """A line from 0 to `end` with an interval and marks on it."""
-    width, middle = 290.0, 9.0
+    width, middle = 250.0, 9.0
 
     def at(value: float) -> float:
         return 6 + (width - 12) * min(max(value / end, 0.0), 1.0) if end > 0 else 6.0
@@ -169,13 +169,13 @@ def card(image: bytes, title: str, note: str, answers: Sequence[tuple[str, bool]
     )
 
 
-def found(caption: str, images: Sequence[tuple[bytes, bool]]) -> str:
-    """A caption and the pictures found for it: (picture, whether it is right)."""
+def found(caption: str, images: Sequence[tuple[bytes, bool]], note: str) -> str:
+    """A caption, the pictures found for it (picture, whether it is right), and a note."""
     shown = "".join(
         f'<img src="{data_uri(image)}" alt="" loading="lazy"{" class=right" if right else ""}>'
         for image, right in images
     )
-    return f'<div class="found"><div>{text(caption)}</div>{shown}</div>'
+    return f'<div class="found"><div>{text(caption)}</div>{shown}<div class="soft">{text(note)}</div></div>'
 
 
 def bar_row(name: str, inner: float, outer: float, value: str, title: str) -> str:

@@ -137,6 +137,11 @@ def _model_on(
     return _once(out, f"sets/{content.name}", asked.set_key(content), MeasuredSet, compute)
 
 
+def measured_before(asked: Asked, content: EvaluationSet, out: Folder) -> bool:
+    """Whether `out` holds the model's numbers on this set already."""
+    return out.exists(_stored_name(f"sets/{content.name}", asked.set_key(content)))
+
+
 def _with_baselines(
     asked: Asked, content: EvaluationSet, measured: MeasuredSet, map_blocks: MapBlocks, out: Folder
 ) -> MeasuredSet:
@@ -188,7 +193,7 @@ S = TypeVar("S", bound=Settings)
 
 def _once(out: Folder, name: str, key: str, kind: type[S], compute: Callable[[], S]) -> S:
     """What `compute` returns, stored in `out` under a name that carries its key, or what was stored there before."""
-    stored = f"{name}-{key[:16]}.json"
+    stored = _stored_name(name, key)
     if out.exists(stored):
         try:
             found = kind.model_validate_json(out.read_text(stored))
@@ -200,6 +205,10 @@ def _once(out: Folder, name: str, key: str, kind: type[S], compute: Callable[[],
     computed = compute()
     out.write_text(stored, computed.model_dump_json() + "\n")
     return computed
+
+
+def _stored_name(name: str, key: str) -> str:
+    return f"{name}-{key[:16]}.json"
 
 
 def _trained_on(checkpoint: Checkpoint) -> str:

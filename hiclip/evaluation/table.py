@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiclip.evaluation.result import Result
 
 TITLES = {
-    "top1": "top-1, all concepts",
-    "top5": "top-5, all concepts",
-    "subgroup_mean_top1": "top-1, mean over subgroups",
-    "subgroup_mean_top5": "top-5, mean over subgroups",
+    "top1": "top-1",
+    "top5": "top-5",
+    "subgroup_mean_top1": "top-1, by subgroup",
+    "subgroup_mean_top5": "top-5, by subgroup",
     "subgroup_right": "right subgroup",
     "group_right": "right group",
-    "error_distance": "distance of errors in the label tree",
+    "error_distance": "error distance, steps",
     "left_out_top1": "top-1, country flags",
     "left_out_top5": "top-5, country flags",
     "image_to_text_r1": "image → text R@1",
@@ -24,27 +25,30 @@ TITLES = {
     "text_to_image_r1": "text → image R@1",
     "text_to_image_r5": "text → image R@5",
     "text_to_image_r10": "text → image R@10",
-    "rsum": "Rsum",
-    "loss": "contrastive loss",
+    "rsum": "Rsum, of 600",
+    "loss": "loss, nats",
 }
-BASELINES = {"majority": "majority", "pixel_neighbours": "pixel neighbours"}
-"""Columns of the table that a job may have, in their order."""
+BASELINES = {"majority": "majority", "pixel_neighbours": "pixels"}
+"""Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels."""
 
 
-def number(value: float | None, unit: str, sign: bool = True) -> str:
-    """A value as it is written for people: shares in percent, the rest with its unit; a dash where there is none."""
+def number(value: float | None, unit: str) -> str:
+    """A value as it is written for people: shares in percent; a dash where there is none."""
     if value is None:
         return "–"
     if unit == "share":
-        digits = 2 if value < 0.0995 else 1
-        return f"{100 * value:.{digits}f}" + (" %" if sign else "")
-    text = f"{value:.1f}" if unit == "points" else f"{value:.3f}"
-    return f"{text} {unit}" if sign and unit != "points" else text
+        return f"{100 * value:.{2 if value < 0.0995 else 1}f}"
+    return f"{value:.1f}" if unit == "points" else f"{value:.2f}"
+
+
+def with_sign(value: float, unit: str) -> str:
+    """The same, with a percent sign where it is percent."""
+    return number(value, unit) + (" %" if unit == "share" else "")
 
 
 def interval(result: Result) -> str:
     """The ends of a result's interval."""
-    return f"{number(result.low, result.unit, sign=False)} to {number(result.high, result.unit, sign=False)}"
+    return f"{number(result.low, result.unit)} to {number(result.high, result.unit)}"
 
 
 def baselines_of(results: Sequence[Result]) -> list[str]:
@@ -52,26 +56,20 @@ def baselines_of(results: Sequence[Result]) -> list[str]:
     return [name for name in BASELINES if any(name in result.baselines for result in results)]
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """Metric by metric: the model with its interval, and what would be reached without one."""
+def results_table(name: str, results: Sequence[Result]) -> Table:
+    """One set, metric by metric: the model with its interval, and what would be reached without one. 80 columns."""
     columns = baselines_of(results)
-    table = Table(title="results", title_style="bold", header_style="bold")
-    table.add_column("set")
-    table.add_column("metric")
+    table = Table(title=name, title_style="bold", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("metric, in %", no_wrap=True)
     table.add_column("model", justify="right", style="bold")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("chance", justify="right")
-    for name in columns:
-        table.add_column(BASELINES[name], justify="right")
-    table.add_column("pictures", justify="right")
-    for place, result in enumerate(results):
+    for title in ("95 % interval", "chance", *(BASELINES[name] for name in columns)):
+        table.add_column(title, justify="right")
+    for result in results:
         table.add_row(
-            result.set if place == 0 or results[place - 1].set != result.set else "",
             TITLES[result.metric],
             number(result.value, result.unit),
             interval(result),
-            number(result.chance, result.unit, sign=False),
-            *(number(result.baselines.get(name), result.unit, sign=False) for name in columns),
-            f"{result.count:,}",
+            number(result.chance, result.unit),
+            *(number(result.baselines.get(name), result.unit) for name in columns),
         )
     return table

@@ -1,0 +1,77 @@
+"""Measures a checkpoint, draws its hierarchies: `python -m hiclip.evaluate JOB.yaml [key.path=value ...] [--dry-run]`.
+
+The same command again takes what was computed before; a finished evaluation says so and computes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import RenderableType
+
+from hiclip.evaluation.evaluate_job import EvaluateJob
+from pipeline.command import console, run_command
+from pipeline.storage import folder
+
+if TYPE_CHECKING:
+    from hiclip.evaluation.outcome import Outcome
+
+
+def _plan(job: EvaluateJob) -> RenderableType:
+    from hiclip.evaluation.evaluation_bill import bill
+    from hiclip.evaluation.run_sets import ask
+
+    return bill(ask(job), job.ray.num_cpus or os.cpu_count() or 1)
+
+
+def _run(job: EvaluateJob) -> str:
+    # Here, so that a mistake in the job is told before torch has loaded.
+    from hiclip.evaluation.outcome import RESULT, finished_outcome
+    from hiclip.evaluation.ray_blocks import RayBlocks
+    from hiclip.evaluation.run_evaluation import evaluate
+    from hiclip.evaluation.run_sets import ask
+    from hiclip.evaluation.watched_blocks import WatchedBlocks
+    from pipeline.ray_session import ray_session
+
+    asked, out = ask(job), folder(job.out).make()
+    outcome = finished_outcome(out, asked.key)
+    if outcome is not None:
+        console.print(f"evaluate: {out.root} is finished: {outcome.seen:,} pairs seen; nothing was computed")
+    else:
+        state = asked.checkpoint.state
+        console.print(f"evaluate: {asked.checkpoint.place.root}, {state.seen:,} pairs seen")
+        with ray_session(job.ray):
+            blocks = WatchedBlocks(RayBlocks(job.workers.cpus, job.workers.gpus), console)
+            outcome = evaluate(asked, blocks, out)
+    _show(job, outcome)
+    return out.join(RESULT)
+
+
+def _show(job: EvaluateJob, outcome: Outcome) -> None:
+    """The table, one tree, and where to look."""
+    from hiclip.evaluation.table import results_table
+    from hiclip.training.mlflow_tracker import tracking_uri
+
+    out = folder(job.out)
+    console.print()
+    for name in outcome.sets:
+        console.print(results_table(name, [result for result in outcome.results if result.set == name]))
+    if outcome.tree:
+        console.print(f"the tree that the model finds in a caption\n\n{outcome.tree}\n", markup=False)
+    console.print(f"page      {out.join(outcome.report)}", markup=False)
+    if outcome.pictures:
+        console.print(
+            f"drawings  {len(outcome.pictures)} beside it, e.g. {out.join(outcome.pictures[0])}", markup=False
+        )
+    console.print(f"MLflow    mlflow ui --backend-store-uri {tracking_uri(job.mlflow, job.out)}", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command, with the arguments of the process unless others are given."""
+    run_command(EvaluateJob, _plan, _run, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The bill of an evaluation, before anything is started: what will be computed, and about how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from hiclip.evaluation.embed import Embedder, picture_vectors, text_vectors
+from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.run_sets import Asked, measured_before
+from hiclip.training.checkpoint import load_towers
+from hiclip.training.cost import forward_flops_per_pair, parameters
+from pipeline.manifest import read_manifest
+from pipeline.storage import folder
+
+_PROBE = 32
+"""Pictures and texts that are embedded to see how fast this machine is."""
+
+
+def bill(asked: Asked, cpus: float) -> Table:
+    """The bill as a table. `cpus`: how many the Ray that the command would start has."""
+    table = Table(title=f"{asked.job.name}: the bill", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _lines(asked, cpus):
+        table.add_row(name, value)
+    return table
+
+
+def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
+    job, checkpoint = asked.job, asked.checkpoint
+    yield "checkpoint", f"{checkpoint.place.root}, {checkpoint.state.seen:,} pairs seen"
+    yield "model", f"{parameters(checkpoint.model):,} parameters, {job.precision}"
+    for content in asked.contents:
+        yield content.name, _set_line(asked, content)
+    pictures = sum(len(content.pictures) for content in asked.contents)
+    texts = sum(len({*content.prompts(), *content.captions}) for content in asked.contents)
+    flops = forward_flops_per_pair(checkpoint.model, all_tokens=False) * max(pictures, texts)
+    yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
+    yield "time", _time_line(asked, pictures, texts, cpus)
+    if asked.dataset and job.baselines.pixel_neighbours:
+        pairs = read_manifest(asked.dataset).pairs
+        yield "baseline", f"pixel neighbours among up to {pairs:,} training pictures of {asked.dataset}"
+    if job.hierarchy:
+        drawn = job.hierarchy.training_pairs if asked.dataset else 0
+        captions, shown = len(job.hierarchy.captions) + drawn, job.hierarchy.set_pictures + drawn
+        yield "drawings", f"{captions} captions as trees, {shown} pictures as groups"
+
+
+def _set_line(asked: Asked, content: EvaluationSet) -> str:
+    prompts = f"{len(content.tree.classes):,} classes × {len(content.templates)} prompts"
+    line = f"{len(content.pictures):,} pictures, {prompts}, retrieval of {len(content.queries):,} pairs"
+    return line + (", measured before" if measured_before(asked, content, folder(asked.job.out)) else "")
+
+
+def _time_line(asked: Asked, pictures: int, texts: int, cpus: float) -> str:
+    job = asked.job
+    if job.workers.gpus:
+        return "unknown: the towers would run on GPUs"
+    embedder = Embedder(
+        load_towers(asked.checkpoint.place.root)[0], job.precision, "cpu", max(1, int(job.workers.cpus))
+    )
+    content = asked.contents[0]
+    shown = content.pictures[:_PROBE]
+    labels = content.tree.classes[:_PROBE]
+    seconds = 0.0
+    for _ in range(2):  # the first time also wakes everything up
+        began = time.perf_counter()
+        picture_vectors(embedder, shown)
+        between = time.perf_counter()
+        text_vectors(embedder, labels)
+        seconds = (between - began) / len(shown) * pictures + (time.perf_counter() - between) / len(labels) * texts
+    tasks = max(1, int(cpus / job.workers.cpus))
+    return f"about {seconds / tasks:,.0f} s of towers on {tasks} tasks, as {_PROBE} pictures take here, and a start"

@@ -1,0 +1,57 @@
+"""What an evaluation leaves behind: `result.json`, written last, with every number and where to look."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError
+
+from hiclip.evaluation.measure import SubgroupResult
+from hiclip.evaluation.result import Result
+from pipeline.jobfile import Settings
+from pipeline.storage import Folder
+
+RESULT = "result.json"
+
+
+class Outcome(Settings):
+    """One evaluation of one checkpoint."""
+
+    name: str
+    key: str
+    """Fingerprint of everything that the numbers and pictures depend on; the same one means: computed already."""
+    checkpoint: str
+    weights: str
+    """Hex sha256 of the file of the weights."""
+    step: int
+    seen: int
+    """Pairs that the checkpoint had consumed."""
+    parameters: int
+    train_flops: float
+    """Floating-point operations of the training up to here."""
+    dataset: str | None
+    """Fingerprint of the training data that baselines and drawings looked at."""
+    sets: dict[str, str]
+    """Name of each set and its fingerprint."""
+    results: list[Result]
+    subgroups: dict[str, list[SubgroupResult]]
+    """Subgroup by subgroup, for each set."""
+    pictures: list[str]
+    """Drawings of hierarchies, relative to the result; beside each one lies a JSON file of the same name."""
+    tree: str = ""
+    """The first caption's induced tree, in characters."""
+    report: str
+    """The page, relative to the result."""
+    mlflow_run_id: str | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall time of each part."""
+
+
+def finished_outcome(out: Folder, key: str) -> Outcome | None:
+    """The outcome that lies in `out`, if it is whole and of this key."""
+    if not out.exists(RESULT):
+        return None
+    try:
+        outcome = Outcome.model_validate_json(out.read_text(RESULT))
+    except ValidationError:
+        return None
+    whole = outcome.key == key and all(out.exists(name) for name in (*outcome.pictures, outcome.report))
+    return outcome if whole else None

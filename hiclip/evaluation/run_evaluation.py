@@ -1,0 +1,89 @@
+"""One evaluation from start to end: numbers, drawings, the page, the record in MLflow, and last of all result.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hiclip.evaluation.blocks import MapBlocks
+from hiclip.evaluation.embed import Embedder
+from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
+from hiclip.evaluation.measure import MeasuredSet
+from hiclip.evaluation.outcome import RESULT, Outcome
+from hiclip.evaluation.results_page import results_page
+from hiclip.evaluation.run_sets import Asked, measure_sets
+from hiclip.training.checkpoint import load_towers, local_files
+from hiclip.training.cost import parameters, train_flops
+from hiclip.training.mlflow_tracker import open_tracker
+from pipeline.storage import Folder
+
+REPORT = "report.html"
+
+
+def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
+    """Carries the evaluation out, writes everything to `out`, result.json last, and returns what that says.
+
+    Sets that an earlier evaluation finished in `out` are not computed again.
+    """
+    job, seconds = asked.job, dict[str, float]()
+    towers, _ = load_towers(asked.checkpoint.place.root)
+    with _timed("sets", seconds):
+        embedder = Embedder(towers, job.precision, "cuda" if job.workers.gpus else "cpu", max(1, int(job.workers.cpus)))
+        measured = measure_sets(asked, embedder, map_blocks, out)
+    with _timed("drawings", seconds):
+        drawings = draw_hierarchies(asked, towers.cpu()) if job.hierarchy is not None else []
+        for drawing in drawings:
+            out.write_bytes(f"{drawing.name}.png", drawing.png)
+            out.write_text(f"{drawing.name}.json", drawing.json)
+    outcome = _outcome(asked, measured, drawings)
+    out.write_text(REPORT, results_page(outcome, list(zip(asked.contents, measured, strict=True)), drawings))
+    with _timed("mlflow", seconds):
+        run_id = _record(asked, outcome, out)
+    outcome = outcome.model_copy(update={"mlflow_run_id": run_id, "seconds": seconds})
+    out.write_text(RESULT, outcome.model_dump_json(indent=1) + "\n")
+    return outcome
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - began, 3)
+
+
+def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing]) -> Outcome:
+    state, model = asked.checkpoint.state, asked.checkpoint.model
+    return Outcome(
+        name=asked.job.name,
+        key=asked.key,
+        checkpoint=asked.checkpoint.place.root,
+        weights=asked.weights,
+        step=state.step,
+        seen=state.seen,
+        parameters=parameters(model),
+        train_flops=train_flops(model, state.seen),
+        dataset=asked.dataset_fingerprint,
+        sets={content.name: content.fingerprint for content in asked.contents},
+        results=[result for one in measured for result in one.results],
+        subgroups={one.set: one.subgroups for one in measured},
+        pictures=[f"{drawing.name}.png" for drawing in drawings],
+        tree=next((drawing.text for drawing in drawings if drawing.text), ""),
+        report=REPORT,
+    )
+
+
+def _record(asked: Asked, outcome: Outcome, out: Folder) -> str | None:
+    """Adds the results to the MLflow run that the checkpoint came from, or to a new one if that is not there."""
+    state, job = asked.checkpoint.state, asked.job
+    tracker = open_tracker(job.mlflow, job.out, job.name, state.mlflow_run_id)
+    numbers = {f"{result.set}/{result.metric}": result.value for result in outcome.results}
+    tracker.metrics(numbers, state.seen)
+    tracker.tag("evaluation", out.root)
+    names = [REPORT, *outcome.pictures, *(name.removesuffix("png") + "json" for name in outcome.pictures)]
+    with local_files(out, names) as here:
+        for name in names:
+            tracker.artifact(str(here / name), f"evaluation/seen-{state.seen:012d}")
+    run_id = tracker.run_id
+    tracker.close()
+    return run_id

@@ -1,0 +1,102 @@
+"""Vectors of pictures and texts: the same from one process and from Ray, whatever else is computed with them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hiclip.evaluation.blocks import cut, map_here
+from hiclip.evaluation.embed import Embedder, embed_pictures, embed_texts, picture_vectors
+from hiclip.evaluation.ray_blocks import RayBlocks
+from hiclip.model.sizes import ModelSettings
+from hiclip.model.two_towers import TwoTowers
+
+SMALL = ModelSettings(width=64, depth=2, image_px=32, patch_px=8, context=16, embedding=32)
+TEXTS = ["a cat", "a dog", "a blue cat sitting on a bench", "a cat", "pear"]
+
+
+def _embedder() -> Embedder:
+    torch.manual_seed(1)
+    return Embedder(TwoTowers(SMALL).eval())
+
+
+def _picture(color: tuple[int, int, int], side: int = 40) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pictures(count: int) -> list[bytes]:
+    random = np.random.default_rng(0)
+    return [_picture(tuple(int(level) for level in random.integers(0, 256, 3))) for _ in range(count)]
+
+
+def test_an_unreadable_picture_is_nan_and_leaves_the_others_as_they_are() -> None:
+    good = _pictures(3)
+    vectors = picture_vectors(_embedder(), [good[0], b"\x89PNG broken", good[2]])
+    assert np.isnan(vectors[1]).all()
+    whole = picture_vectors(_embedder(), good)
+    assert (vectors[[0, 2]] == whole[[0, 2]]).all()
+    assert np.linalg.norm(whole, axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_equal_texts_are_embedded_once_and_found_again() -> None:
+    asked: list[int] = []
+
+    def counting(function, shared, blocks, what):  # type: ignore[no-untyped-def]
+        for block in blocks:
+            asked.append(len(block))
+            yield function(shared, block)
+
+    vectors = embed_texts(_embedder(), TEXTS, 3, counting, "texts")
+    assert asked == [3, 1]
+    assert (vectors[0] == vectors[3]).all()
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_torch_keeps_its_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        picture_vectors(_embedder(), _pictures(1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cuts_do_not_depend_on_who_works() -> None:
+    assert [list(block) for block in cut(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_gives_the_bits_of_one_process() -> None:
+    pictures, embedder = _pictures(21), _embedder()
+    here = embed_pictures(embedder, pictures, 4, map_here, "pictures")
+    for cpus in (1.0, 0.5):
+        there = embed_pictures(embedder, pictures, 4, RayBlocks(cpus), "pictures")
+        assert (there == here).all()
+    assert (embed_texts(embedder, TEXTS, 2, RayBlocks(), "") == embed_texts(embedder, TEXTS, 2, map_here, "")).all()
+
+
+def _total(shared: int, block: Sequence[int]) -> int:
+    return shared + sum(block)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_blocks_come_back_in_order_and_are_read_as_they_are_needed() -> None:
+    read: list[int] = []
+
+    def blocks():  # type: ignore[no-untyped-def]
+        for number in range(200):
+            read.append(number)
+            yield [number]
+
+    answers = RayBlocks()(_total, 1000, blocks(), "numbers")
+    assert next(answers) == 1000
+    assert len(read) < 100, "the window is bounded: not all blocks are under way at once"
+    assert list(answers) == [1000 + number for number in range(1, 200)]
