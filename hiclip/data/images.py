@@ -7,9 +7,12 @@ fraction of its time (benchmarks/loader.py).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +108,8 @@ class Picture:
             except ValueError:  # simplejpeg is strict; Pillow reads on where the damage is harmless
                 self._is_jpeg, shrink = False, 1
                 self._decoded[shrink] = _decode_with_pillow(self._data)
+                if self._decoded[shrink].shape[:2] != (self.height, self.width):
+                    raise ImageError("two decoders disagree about its size") from None
         return self._decoded[shrink], shrink
 
 
@@ -158,9 +163,9 @@ def _is_turned(data: bytes) -> bool:
     if data.find(b"Exif\0\0", 0, 4096) < 0:
         return False
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _opened(data) as image:
             return bool(image.getexif().get(_ORIENTATION, 1) != 1)
-    except _DAMAGED:
+    except ImageError:
         return False
 
 
@@ -171,12 +176,24 @@ def _decode_jpeg(data: bytes, height: int, width: int, shrink: int) -> Pixels:
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(image.height, image.width)
-            return np.array(_on_white(ImageOps.exif_transpose(image)))
-    except _DAMAGED as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from None
+    with _opened(data) as image:
+        _check_size(image.height, image.width)
+        return np.array(_on_white(ImageOps.exif_transpose(image)))
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Pillow's view of the bytes. What is wrong with them becomes ImageError; what is only odd, EXIF mostly, is let be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                yield image
+        except ImageError:
+            raise
+        except _DAMAGED as error:
+            raise ImageError(f"{type(error).__name__}: {error}") from None
 
 
 def _on_white(image: Image.Image) -> Image.Image:
