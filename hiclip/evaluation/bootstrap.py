@@ -23,7 +23,7 @@ _CELLS = 1 << 22
 
 @dataclass(frozen=True)
 class Estimates:
-    """Values of M metrics and the ends of their intervals, each (M,)."""
+    """Values of M metrics and the ends of their intervals, each (M,); NaN for a metric of nothing."""
 
     value: FloatArray
     low: FloatArray
@@ -45,8 +45,11 @@ def estimate(statistic: Statistic, pictures: int, seed: int, draws: int = 1000, 
         for first in range(0, draws, at_once)
     ]
     tail = (1.0 - level) / 2.0
-    low, high = np.nanquantile(np.concatenate(sampled), [tail, 1.0 - tail], axis=0)
-    return Estimates(value, low, high)
+    known = np.isfinite(value)
+    ends = np.full((2, len(value)), np.nan)
+    # A draw may leave out all pictures of a small part; it then says nothing about that part.
+    ends[:, known] = np.nanquantile(np.concatenate(sampled)[:, known], [tail, 1.0 - tail], axis=0)
+    return Estimates(value, *ends)
 
 
 def weighted_mean(weights: FloatArray, values: FloatArray, counts: FloatArray | None = None) -> FloatArray:

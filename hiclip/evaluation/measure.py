@@ -202,6 +202,7 @@ def _subgroup_results(content: EvaluationSet, predictions: Predictions, seed: in
             left_out=name in content.tree.left_out,
         )
         for place, name in enumerate(names)
+        if np.isfinite(top1[place])
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import Field
 
 from hiclip.evaluation.bootstrap import Estimates, FloatArray
@@ -36,7 +37,7 @@ class Result(Settings):
 def results_of(
     name: str, metrics: Sequence[str], estimates: Estimates, chance: FloatArray, counts: Sequence[int]
 ) -> list[Result]:
-    """A result a metric; (M,) metrics, estimates, chance and counts in the same order."""
+    """A result a metric that has a value; (M,) metrics, estimates, chance and counts in the same order."""
     return [
         Result(
             set=name,
@@ -49,5 +50,5 @@ def results_of(
             unit=UNITS.get(metric, "share"),
         )
         for place, metric in enumerate(metrics)
-        if counts[place]
+        if np.isfinite(estimates.value[place])
     ]

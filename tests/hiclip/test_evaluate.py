@@ -1,0 +1,280 @@
+"""The command on a small checkpoint and a part of OpenMoji: numbers, files, resuming, MLflow, and people's mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from small_checkpoint import small_checkpoint, small_openmoji
+from small_dataset import small_dataset
+
+from hiclip.evaluate import main
+from hiclip.evaluation.blocks import map_here
+from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluation_set import drawn
+from hiclip.evaluation.measure import METRICS, class_only_scores, measure
+from hiclip.evaluation.outcome import finished_outcome
+from hiclip.evaluation.run_evaluation import evaluate
+from hiclip.evaluation.run_sets import ask, evaluate_checkpoint
+from hiclip.evaluation.sets.openmoji import OpenmojiSettings
+from hiclip.training.checkpoint import COMPLETE
+from pipeline.jobfile import JobError, make_job
+from pipeline.manifest import DatasetError
+from pipeline.storage import folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built dataset, a run with a checkpoint, and a set."""
+    root = tmp_path_factory.mktemp("evaluate")
+    manifest = small_dataset(root / "build", pairs=64)
+    small_checkpoint(root / "run", str(root / "build"), manifest.fingerprint)
+    small_openmoji(root / "crawl")
+    return root
+
+
+def _content(place: Path, out: str) -> dict[str, Any]:
+    return {
+        "name": "small-evaluate",
+        "out": str(place / out),
+        "ray": {"num_cpus": 2},
+        "checkpoint": str(place / "run"),
+        "sets": [{"name": "openmoji", "root": str(place / "crawl"), "retrieval_pairs": 20}],
+        "hierarchy": {"captions": ["a red circle and a blue square"], "training_pairs": 1, "set_pictures": 1},
+        "batch": 8,
+        "draws": 100,
+    }
+
+
+def _job(place: Path, out: str, **changes: Any) -> EvaluateJob:
+    return make_job({**_content(place, out), **changes}, EvaluateJob, "small job")
+
+
+def _settings(place: Path) -> OpenmojiSettings:
+    return OpenmojiSettings(name="openmoji", root=str(place / "crawl"), retrieval_pairs=20)
+
+
+def _run(job: dict[str, Any], file: Path, *more: str) -> int:
+    file.write_text(json.dumps(job))  # JSON is YAML
+    with pytest.raises(SystemExit) as end:
+        main([str(file), *more])
+    return int(end.value.code or 0)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+@pytest.mark.usefixtures("ray_session")
+def test_the_command_from_job_to_result(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "evaluate.yaml"
+    assert _run(_content(place, "out"), file) == 0
+    out = place / "out"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"result: {out / 'result.json'}"
+    assert any("mlflow ui --backend-store-uri" in line for line in lines)
+    assert any(line.startswith("circle ") and "─" in line for line in lines), "the tree of the first caption"
+    result = json.loads((out / "result.json").read_text())
+
+    # The numbers are those of one process without Ray, to the last bit, chance and baselines beside them.
+    alone = {one.metric: one for one in evaluate_checkpoint(str(place / "run"), [_settings(place)], batch=8, draws=100)}
+    assert [one["metric"] for one in result["results"]] == list(METRICS)
+    for one in result["results"]:
+        expected = alone[one["metric"]]
+        assert one["value"] == expected.value
+        assert (one["low"], one["high"]) == (expected.low, expected.high)
+        assert one["low"] <= one["value"] <= one["high"] or one["metric"] == "error_distance"
+        assert {"set", "metric", "value", "chance", "count"} <= set(one)
+        assert ("pixel_neighbours" in one["baselines"]) == (one["metric"] != "loss")
+    by_name = {one["metric"]: one for one in result["results"]}
+    pixels = by_name["top5"]["baselines"]["pixel_neighbours"]
+    assert pixels > 2 * by_name["top5"]["chance"], "the circles that training shows are found by their pixels"
+    assert by_name["loss"]["chance"] == pytest.approx(np.log(20))
+
+    # Everything that the result names is there, and the page shows it.
+    page = (out / result["report"]).read_text()
+    assert "red circle" in page
+    assert page.count("data:image/png;base64,") > len(result["pictures"]) == 4
+    for name in result["pictures"]:
+        assert Image.open(io.BytesIO((out / name).read_bytes())).width > 400
+        said = json.loads((out / name).with_suffix(".json").read_text())
+        assert {"trained", "untrained"} <= set(said), "no drawing without its control"
+    assert result["seen"] == 640
+    _check_record(out, result)
+
+    # The same command again computes nothing and says so.
+    before = (out / "result.json").stat().st_mtime_ns
+    assert _run(_content(place, "out"), file) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (out / "result.json").stat().st_mtime_ns == before
+
+
+def _check_record(out: Path, result: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{out.parent}/mlflow.db")
+    run = client.get_run(result["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    measured = {f"{one['set']}/{one['metric']}": one["value"] for one in result["results"]}
+    assert measured.items() <= run.data.metrics.items()
+    kept = [Path(item.path).name for item in client.list_artifacts(run.info.run_id, "evaluation/seen-000000000640")]
+    assert {"report.html", "caption-00.png", "caption-00.json", "picture-00.png"} <= set(kept)
+
+
+class _Interrupted(Exception):
+    """What the power cut of a test raises."""
+
+
+def _counting(until: str | None, seen: list[str]) -> Callable[..., Any]:
+    def mapped(function: Any, shared: Any, blocks: Any, what: str) -> Any:
+        if what == until:
+            raise _Interrupted
+        seen.append(what)
+        yield from map_here(function, shared, blocks, what)
+
+    return mapped
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_a_killed_evaluation_goes_on_where_it_was(place: Path) -> None:
+    job = _job(place, "killed", hierarchy=None)
+    out, seen = folder(job.out).make(), list[str]()
+    with pytest.raises(_Interrupted):
+        evaluate(ask(job), _counting("training pictures as pixels", seen), out)
+    assert not out.exists("result.json")
+    assert "openmoji: pictures" in seen
+    seen.clear()
+    outcome = evaluate(ask(job), _counting(None, seen), out)
+    assert seen == ["pictures as pixels", "training pictures as pixels"], "the model's part was finished"
+    assert finished_outcome(out, ask(job).key) == outcome
+    assert outcome.pictures == []
+
+    # Another seed draws other intervals: the finished outcome is not taken for its answer.
+    other = ask(_job(place, "killed", hierarchy=None, seed=1))
+    assert finished_outcome(out, other.key) is None
+    assert other.set_key(other.contents[0]) != ask(job).set_key(other.contents[0])
+
+
+def test_only_what_the_metrics_need_is_embedded(place: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def counting(function: Any, shared: Any, blocks: Any, what: str) -> Any:
+        seen.append((what, sum(len(block) for block in blocks)))
+        yield from map_here(function, shared, blocks, what)
+
+    results = evaluate_checkpoint(
+        str(place / "run"), [_settings(place)], metrics={"loss", "rsum"}, map_blocks=counting, draws=100
+    )
+    assert [result.metric for result in results] == ["rsum", "loss"]
+    assert [count for _, count in seen] == [20, 20]
+    assert 0 < results[1].low < results[1].value < results[1].high
+    with pytest.raises(JobError, match="lost"):
+        evaluate_checkpoint(str(place / "run"), [_settings(place)], metrics={"lost"})
+
+
+def test_one_who_knows_everything_is_measured_so(place: Path) -> None:
+    content = _settings(place).load()
+    oracle = np.eye(len(content.tree.classes), dtype=np.float32)[content.labels]
+    found = {one.metric: one for one in measure(content, class_only_scores(content, oracle), 0, 100).results}
+    shares = [name for name, one in found.items() if one.unit == "share"]
+    assert len(shares) == 14
+    assert all(found[name].value == found[name].low == 1.0 for name in shares)
+    assert found["rsum"].value == pytest.approx(600)
+    assert "error_distance" not in found, "no errors have no distance"
+
+
+def test_the_draw_of_retrieval_depends_on_names_alone() -> None:
+    names = [f"{number}.png" for number in range(50)]
+    chosen = {names[place] for place in drawn(names, 10, "key")}
+    turned = names[::-1]
+    assert {turned[place] for place in drawn(turned, 10, "key")} == chosen
+    assert {names[place] for place in drawn(names, 10, "other")} != chosen
+
+
+def test_one_label_over_two_pictures_is_one_class(tmp_path: Path) -> None:
+    small_openmoji(tmp_path)
+    table = pq.read_table(tmp_path / "openmoji.parquet").slice(0, 2)
+    rows = table.to_pylist()
+    rows[1] |= {"concept": rows[0]["concept"].upper(), "caption": rows[0]["caption"].upper() + " ", "captions": []}
+    pq.write_table(table.from_pylist(rows, table.schema), tmp_path / "openmoji.parquet")
+    content = OpenmojiSettings(name="openmoji", root=str(tmp_path)).load()
+    assert content.labels.tolist() == [0, 0]
+    assert content.tree.classes == (rows[0]["concept"],)
+    scores = class_only_scores(content, np.array([[0.5], [0.5]], dtype=np.float32))
+    found = {one.metric: one.value for one in measure(content, scores, 0, 100).results}
+    assert found["image_to_text_r1"] == 1.0, "both captions are right for both pictures"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_plain_clip_has_no_hierarchy_to_draw(place: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from small_checkpoint import SMALL_MODEL
+
+    plain = replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False)
+    small_checkpoint(tmp_path / "run", "nowhere", "0", plain)
+    job = _job(place, "plain", checkpoint=str(tmp_path / "run"), dataset=str(place / "build"))
+    outcome = evaluate(ask(job), map_here, folder(job.out).make())
+    assert outcome.pictures == []
+    assert outcome.tree == ""
+
+
+def test_the_dry_run_prints_the_bill_and_writes_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(_content(place, "dry"), tmp_path / "job.yaml", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "retrieval of 20" in said
+    assert "640 pairs" in said
+    assert not (place / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sets": [{"name": "imagenet", "root": "x"}]}, "sets.0.name"),
+        ({"checkpoint": "runs/no/such/run"}, "no checkpoint is here"),
+        ({"dataset": "runs/no/such/dataset"}, "build it first"),
+        ({"chekpoint": "x"}, "did you mean 'checkpoint'?"),
+        ({"hierarchy": {"captions": ["cat"]}}, "hierarchy.captions.0"),
+        ({"sets": [{"name": "openmoji", "root": "nowhere"}]}, "openmoji.parquet"),
+        ({"sets": [{"name": "openmoji", "root": "x", "templates": ["a picture"]}]}, "one {} for the label"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    change: dict[str, Any], expected: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run({**_content(place, "wrong"), **change}, tmp_path / "job.yaml") == 2
+    said = capsys.readouterr().err.strip()
+    assert expected in said
+    assert len(said.splitlines()) == 1
+    assert not (place / "wrong" / "result.json").exists()
+
+
+def test_a_checkpoint_without_complete_is_refused(place: Path, tmp_path: Path) -> None:
+    torn = small_checkpoint(tmp_path / "run", str(place / "build"), "0")
+    (torn / COMPLETE).unlink()
+    (tmp_path / "job.yaml").write_text(json.dumps({**_content(place, "torn"), "checkpoint": str(torn)}))
+    done = subprocess.run(
+        [sys.executable, "-m", "hiclip.evaluate", str(tmp_path / "job.yaml")], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "COMPLETE" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_set_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
+    small_openmoji(tmp_path)
+    table = pq.read_table(tmp_path / "openmoji.parquet")
+    pq.write_table(table.drop_columns(["subgroup"]), tmp_path / "openmoji.parquet")
+    with pytest.raises(DatasetError, match="subgroup"):
+        OpenmojiSettings(name="openmoji", root=str(tmp_path)).load()
