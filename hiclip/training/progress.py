@@ -21,7 +21,7 @@ class TrainingProgress:
     def __init__(self, console: Console, total: int, batch: int) -> None:
         self._console, self._total, self._batch = console, total, batch
         self._recent: deque[StepRow] = deque(maxlen=_RECENT_STEPS)
-        self._seen, self._said_at = 0, time.monotonic()
+        self._seen, self._said, self._said_at = 0, 0, time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -41,14 +41,14 @@ class TrainingProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._recent:
+        elif self._said < self._seen:
             self._say()
 
     def show(self, rows: list[StepRow]) -> None:
         """Takes the steps since the last call."""
         if rows[0].seen <= self._seen:
             self._recent.clear()
-            self._console.print(f"pretrain: a worker was lost; going on from {rows[0].seen:,} pairs")
+            self._console.print(f"pretrain: a worker was lost; going on from {rows[0].seen - self._batch:,} pairs")
         self._recent.extend(rows)
         self._seen = rows[-1].seen
         if self._bar is not None:
@@ -58,7 +58,7 @@ class TrainingProgress:
 
     def _say(self) -> None:
         self._console.print(f"pretrain: {self._line()}")
-        self._said_at = time.monotonic()
+        self._said, self._said_at = self._seen, time.monotonic()
 
     def _line(self) -> str:
         last, rows = self._recent[-1], list(self._recent)
