@@ -89,11 +89,11 @@ def bill_table(name: str, lists: Sequence[UrlList], settings: BillSettings) -> T
     for one, count in rows:
         where = "counted" if folder(one.path).exists() else "as published; the file is not here yet"
         table.add_row(f"rows of {one.source_name}", f"{count:,}", f"{where}: {one.path}")
-        table.add_row("  reachable", f"{_reachable(one, settings):.0%}", "last count known, see pipeline/list_files.py")
+        table.add_row("  reachable", f"{_reachable(one, settings):.0%}", _reachable_from(one, settings))
     table.add_row("pictures", f"{bill.pictures:,.0f}", "rows x reachable")
     table.add_row("pairs kept", f"{bill.pairs:,.0f}", f"pictures x {settings.kept:.0%}, a guess before the first build")
     rate = settings.cpus * settings.pictures_per_s_per_cpu
-    table.add_row("download", f"{bill.download_hours:,.1f} h", f"{settings.cpus} CPUs, {rate:,.0f} addresses a second")
+    table.add_row("download", _duration(bill.download_hours), f"{settings.cpus} CPUs, {rate:,.0f} addresses a second")
     table.add_row(
         "storage", f"{bill.storage_gb:,.1f} GB", f"snapshot and shards, {settings.kilobytes_per_picture:g} kB a picture"
     )
@@ -108,6 +108,17 @@ def bill_table(name: str, lists: Sequence[UrlList], settings: BillSettings) -> T
         f"storage at {settings.price_per_gb_month:g} a GB",
     )
     return table
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def _reachable_from(one: UrlList, settings: BillSettings) -> str:
+    if settings.reachable is not None:
+        return "bill.reachable"
+    known = one.layout.reachable is not None
+    return "last count known, see pipeline/list_files.py" if known else "a guess: nobody has counted this list"
 
 
 def _reachable(one: UrlList, settings: BillSettings) -> float:

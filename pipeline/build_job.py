@@ -14,6 +14,9 @@ from pipeline.filters import AnyFilter
 from pipeline.jobfile import Job, Settings, job_fingerprint
 from pipeline.list_files import UrlList
 
+DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill")
+"""Keys of a build job that leave the dataset as it is."""
+
 
 class ShardSettings(Settings):
     """How the dataset is cut."""
@@ -69,4 +72,5 @@ class BuildJob(Job):
 
     def fingerprint(self) -> str:
         """Hex sha256 of the keys that decide what is in the dataset."""
-        return job_fingerprint(self, leave_out=("name", "out", "ray", "mlflow", "snapshot", "bill"))
+        at_any_pace = self.model_copy(update={"download": DownloadSettings(**self.download.deciding())})
+        return job_fingerprint(at_any_pace, leave_out=DECIDES_NOTHING)

@@ -50,10 +50,11 @@ def download(
     """
     shards: dict[int, SnapshotShard] = {}
     to_do: list[tuple[int, pa.Table, str]] = []
+    there = frozenset(place.names())  # asked once: on s3:// each question is a request
     for number, start in enumerate(range(0, rows.num_rows, settings.rows_per_task)):
         part = rows.slice(start, settings.rows_per_task)
         wanted = wanted_hash(part["pair_id"].to_pylist(), settings.deciding())
-        finished = finished_shard(place, number, wanted)
+        finished = finished_shard(place, there, number, wanted)
         if finished is None:
             to_do.append((number, part, wanted))
         else:
@@ -146,9 +147,12 @@ def fetch_rows(urls: Sequence[str], settings: DownloadSettings, routes: Sequence
         for attempt in range(settings.retries + 1):
             if attempt:
                 time.sleep(settings.first_pause_s * 2 ** (attempt - 1))
+            failed = []
             for number, stream, error in _fetched(pool, [(number, urls[number]) for number in waiting], settings):
                 fates[number] = _fate(stream, error, settings)
-            waiting = [number for number in waiting if fates[number].reason in _WORTH_ANOTHER_TRY]
+                if stream is None and fates[number].reason in _WORTH_ANOTHER_TRY:
+                    failed.append(number)
+            waiting = failed
             if not waiting:
                 break
     return [fates[number] for number in range(len(urls))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from pipeline.build_job import BuildJob
+from pipeline.build_job import DECIDES_NOTHING, BuildJob
 from pipeline.jobfile import resolved
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, read_manifest
 from pipeline.storage import Folder
@@ -23,10 +23,21 @@ def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
     except ValidationError:
         builder = None  # an older version's job
     if builder is not None and builder.fingerprint() == job.fingerprint():
+        _check_all_there(target, manifest)
         return manifest
     ours = resolved(job)
-    keys = ", ".join(key for key in ours if key not in ("name", "out") and ours[key] != manifest.job.get(key))
+    keys = ", ".join(key for key in ours if key not in DECIDES_NOTHING and ours[key] != manifest.job.get(key))
     raise DatasetError(
         f"{target.root}: holds the dataset of another job ('{manifest.name}', which differs in: {keys}); "
         "give another out, or remove that folder"
     )
+
+
+def _check_all_there(target: Folder, manifest: Manifest) -> None:
+    there = set(target.names("shards/"))
+    missing = [shard.path for shard in manifest.shards if shard.path not in there]
+    if missing:
+        raise DatasetError(
+            f"{target.join(missing[0])}: the manifest lists this shard, and it is not there; "
+            f"remove {target.join(MANIFEST)} to build again from the snapshot"
+        )

@@ -166,7 +166,11 @@ def _wanted(one: UrlList) -> list[str]:
 def _opened(path: str) -> Iterator[BinaryIO]:
     parent, _, name = path.rpartition("/")
     with folder(parent or ".").open(name) as file:
-        yield cast(BinaryIO, gzip.open(file)) if name.endswith(".gz") else file
+        if name.endswith(".gz"):
+            with gzip.open(file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            yield file
 
 
 def _csv_rows(file: BinaryIO, one: UrlList) -> Iterator[RawRow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,9 +87,12 @@ def write_snapshot_shard(place: Folder, number: int, rows: pa.Table, unreached: 
     return shard
 
 
-def finished_shard(place: Folder, number: int, wanted: str) -> SnapshotShard | None:
-    """The record of a shard that is done. A shard of which over half was never reached is not: the line was dead."""
-    if not place.exists(_record(number)) or not place.exists(_file(number)):
+def finished_shard(place: Folder, there: Set[str], number: int, wanted: str) -> SnapshotShard | None:
+    """The record of a shard that is done, by the files that are `there`.
+
+    A shard of which more than half was never reached is not done: the line was dead.
+    """
+    if not {_record(number), _file(number)} <= there:
         return None
     try:
         shard = SnapshotShard.model_validate_json(place.read_text(_record(number)))

@@ -60,16 +60,19 @@ def judge(
 
     `looks` asks for hash and thumbnail of the pictures that pass all filters.
     """
+    columns = pa.schema([*JUDGED, *(field for one in annotations for field in one.columns)])
+    if not shards:
+        return columns.empty_table()
     stream = ray.data.from_items([{"shard": shard.number} for shard in shards], override_num_blocks=len(shards))
     context = stream.context
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     # batch_size=None: whole blocks, each a snapshot shard, so that neighbouring stages run in one task without a copy.
     stream = stream.map_batches(partial(_read, snapshot=snapshot), batch_format="pyarrow", batch_size=1)
     for annotation in annotations:
         stream = stream.map_batches(annotation.annotate, batch_format="pyarrow", batch_size=None)
-    columns = pa.schema([*JUDGED, *(field for one in annotations for field in one.columns)])
     last = partial(_judged, filters=tuple(filters), looks=looks, columns=columns)
     stream = stream.map_batches(last, batch_format="pyarrow", batch_size=None)
     blocks = []

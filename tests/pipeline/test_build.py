@@ -167,7 +167,8 @@ def test_the_dataset_is_whole_and_in_order(built: BuildJob) -> None:
 
 def test_the_same_job_again_says_that_it_is_done(built: BuildJob, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(built.out).rglob("*")}
-    elsewhere = built.model_copy(update={"name": "renamed"})
+    faster = built.download.model_copy(update={"connections": 2, "rows_per_task": 7})
+    elsewhere = built.model_copy(update={"name": "renamed", "download": faster})
     assert build(elsewhere) == str(Path(built.out) / "result.json")
     assert "this job has built this dataset already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in Path(built.out).rglob("*")} == before
@@ -177,6 +178,16 @@ def test_the_dataset_of_another_job_is_neither_taken_nor_overwritten(built: Buil
     other = built.model_copy(update={"filters": built.filters[1:]})
     with pytest.raises(DatasetError, match=r"holds the dataset of another job \('small', which differs in: filters\)"):
         build(other)
+
+
+def test_a_dataset_that_lost_a_shard_is_not_called_whole(built: BuildJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built.out, out)
+    (out / "shards" / "00001.parquet").unlink()
+    with pytest.raises(
+        DatasetError, match=r"00001\.parquet: the manifest lists this shard, and it is not there; remove"
+    ):
+        build(built.model_copy(update={"out": str(out)}))
 
 
 def test_an_unfinished_build_goes_on_from_its_snapshot(built: BuildJob, tmp_path: Path) -> None:

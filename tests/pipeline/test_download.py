@@ -261,7 +261,7 @@ def test_each_row_has_one_fate_through_img2dataset() -> None:
     with Image.open(io.BytesIO(found[0].image or b"")) as stored:
         assert (stored.format, stored.size) == ("JPEG", (96, 64))
     again = {path for path, times in asked.items() if times > 1}
-    assert again == {"/never", "/flaky", "/broken", "/cut"}, "only what may pass is asked for again"
+    assert again == {"/never", "/flaky", "/broken"}, "only what may pass is asked for again"
 
 
 @pytest.mark.usefixtures("ray_session")
