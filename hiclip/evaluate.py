@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 
 def _plan(job: EvaluateJob) -> RenderableType:
+    from hiclip.evaluation.asked import ask
     from hiclip.evaluation.evaluation_bill import bill
-    from hiclip.evaluation.run_sets import ask
 
     return bill(ask(job), job.ray.num_cpus or os.cpu_count() or 1)
 
 
 def _run(job: EvaluateJob) -> str:
     # Here, so that a mistake in the job is told before torch has loaded.
+    from hiclip.evaluation.asked import ask
     from hiclip.evaluation.outcome import RESULT, finished_outcome
     from hiclip.evaluation.ray_blocks import RayBlocks
     from hiclip.evaluation.run_evaluation import evaluate
-    from hiclip.evaluation.run_sets import ask
+    from hiclip.evaluation.run_sets import measured_before
     from hiclip.evaluation.watched_blocks import WatchedBlocks
     from pipeline.ray_session import ray_session
 
@@ -42,6 +43,9 @@ def _run(job: EvaluateJob) -> str:
     else:
         state = asked.checkpoint.state
         console.print(f"evaluate: {asked.checkpoint.place.root}, {state.seen:,} pairs seen")
+        for content in asked.contents:
+            if measured_before(asked, content, out):
+                console.print(f"evaluate: {content.name} was measured before an interruption and is taken as it is")
         with ray_session(job.ray):
             blocks = WatchedBlocks(RayBlocks(job.workers.cpus, job.workers.gpus), console)
             outcome = evaluate(asked, blocks, out)

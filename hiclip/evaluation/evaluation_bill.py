@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.embed import Embedder, picture_vectors, text_vectors
 from hiclip.evaluation.evaluation_set import EvaluationSet
-from hiclip.evaluation.run_sets import Asked, measured_before
+from hiclip.evaluation.run_sets import measured_before
 from hiclip.training.checkpoint import load_towers
 from hiclip.training.cost import forward_flops_per_pair, parameters
 from pipeline.manifest import read_manifest

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.retrieval import IntArray
-from hiclip.evaluation.zero_shot import LabelTree
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 
 from hiclip.data.images import Pixels, eval_transform, normalise
 from hiclip.data.tokenizer import Tokenizer, Word
+from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.caption_figure import CaptionPanel, caption_figure
 from hiclip.evaluation.evaluation_set import drawn
 from hiclip.evaluation.even_shares import beyond_even_shares
 from hiclip.evaluation.picture_figure import PictureRow, picture_figure
-from hiclip.evaluation.run_sets import Asked
 from hiclip.evaluation.tree_text import tree_text
 from hiclip.model.sizes import resolve
 from hiclip.model.trees import (

@@ -65,10 +65,12 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
     head += "".join(f"<th>{part.text(BASELINES[name])}</th>" for name in baselines) + "<th>pictures</th>"
     rows = "".join(_row(result, baselines) for result in results)
     shapes = [("dot", "model, with its 95 % bootstrap interval"), ("tick", "chance")]
-    shapes += [("diamond", BASELINES[name]) for name in baselines if name == "pixel_neighbours"]
+    shapes += [("diamond", "nearest training picture in pixels")] if "pixel_neighbours" in baselines else []
     yield (
-        "<p>Every line starts at zero. The pixel neighbours answer what the most similar training picture would; the "
-        "majority always gives the commonest answer. Averages over subgroups leave the country flags out.</p>"
+        "<p>Every line starts at zero. Pixels: the answer of the training picture that looks most alike. Majority: "
+        "always the commonest answer. By subgroup: each subgroup counts the same; country flags are left out, here and "
+        "in what follows. Error distance: steps up the label tree from a wrong answer to where it meets the right one, "
+        "1 to 3.</p>"
     )
     yield f'<div class="panel">{part.key(shapes)}<table><tr>{head}</tr>{rows}</table></div>\n'
 
@@ -82,7 +84,7 @@ def _row(result: Result, baselines: Sequence[str]) -> str:
     end = 1.05 * max(result.high, *(mark.value for mark in marks))
     cells = [
         with_sign(result.chance, result.unit),
-        *(number(result.baselines.get(name), result.unit) for name in baselines),
+        *(with_sign(result.baselines.get(name), result.unit) for name in baselines),
         f"{result.count:,}",
     ]
     return (

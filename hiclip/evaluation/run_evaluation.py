@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.results_page import results_page
-from hiclip.evaluation.run_sets import Asked, measure_sets
+from hiclip.evaluation.run_sets import measure_sets
 from hiclip.training.checkpoint import load_towers, local_files
 from hiclip.training.cost import parameters, train_flops
 from hiclip.training.mlflow_tracker import open_tracker

@@ -41,9 +41,9 @@ def number(value: float | None, unit: str) -> str:
     return f"{value:.1f}" if unit == "points" else f"{value:.2f}"
 
 
-def with_sign(value: float, unit: str) -> str:
+def with_sign(value: float | None, unit: str) -> str:
     """The same, with a percent sign where it is percent."""
-    return number(value, unit) + (" %" if unit == "share" else "")
+    return number(value, unit) + (" %" if unit == "share" and value is not None else "")
 
 
 def interval(result: Result) -> str:

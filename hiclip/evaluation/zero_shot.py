@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
-from hiclip.evaluation.retrieval import BoolArray, IntArray, highest
+from hiclip.evaluation.label_tree import LabelTree, numbered
+from hiclip.evaluation.retrieval import IntArray, highest
 
 METRICS = (
     "top1",
@@ -35,42 +36,6 @@ error_distance: mean steps up the label tree from a wrong first answer to a node
 subgroup, 2 same group, 3 nothing shared; pictures of the subgroups left out do not count.
 left_out_*: share of the pictures of the subgroups left out.
 """
-
-
-@dataclass(frozen=True)
-class LabelTree:
-    """C classes and where they hang."""
-
-    classes: tuple[str, ...]
-    subgroups: tuple[str, ...]
-    """(C,): the subgroup of each class."""
-    groups: tuple[str, ...]
-    """(C,): the group of each class."""
-    left_out: frozenset[str] = frozenset()
-    """Subgroups that averages leave out (country flags: one seventh of all emoji, told apart by colour alone)."""
-
-    def counted(self) -> BoolArray:
-        """(C,): whether the class takes part in averages over subgroups."""
-        return np.array([subgroup not in self.left_out for subgroup in self.subgroups], dtype=np.bool_)
-
-    def subgroup_numbers(self) -> tuple[list[str], IntArray]:
-        """The names of the subgroups in order of first appearance, and (C,) the number of each class's."""
-        return _numbered(self.subgroups)
-
-    def distances(self, answers: IntArray, labels: IntArray) -> IntArray:
-        """(N,), (N,) classes -> (N,) steps up the tree to a shared node: 0 same class ... 3 nothing shared."""
-        subgroup, group = _numbered(self.subgroups)[1], _numbered(self.groups)[1]
-        return np.where(
-            answers == labels,
-            0,
-            np.where(subgroup[answers] == subgroup[labels], 1, np.where(group[answers] == group[labels], 2, 3)),
-        ).astype(np.int64)
-
-
-def _numbered(names: Sequence[str]) -> tuple[list[str], IntArray]:
-    order = list(dict.fromkeys(names))
-    number = {name: place for place, name in enumerate(order)}
-    return order, np.array([number[name] for name in names], dtype=np.int64)
 
 
 def class_vectors(prompts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -186,7 +151,7 @@ def zero_shot_chance(labels: IntArray, tree: LabelTree) -> FloatArray:
 
 def _sizes(names: Sequence[str]) -> IntArray:
     """(C,) names -> (C,): how many classes share each one's name."""
-    number = _numbered(names)[1]
+    number = numbered(names)[1]
     sizes: IntArray = np.bincount(number).astype(np.int64)[number]
     return sizes
 
@@ -207,7 +172,7 @@ def majority_scores(labels: IntArray, tree: LabelTree) -> npt.NDArray[np.float32
 
 def _spread(names: Sequence[str], count: IntArray) -> IntArray:
     """(C,): pictures of all classes that share the name."""
-    number = _numbered(names)[1]
+    number = numbered(names)[1]
     total: IntArray = np.bincount(number, weights=count).astype(np.int64)[number]
     return total
 

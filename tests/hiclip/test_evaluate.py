@@ -18,13 +18,14 @@ from small_checkpoint import small_checkpoint, small_openmoji
 from small_dataset import small_dataset
 
 from hiclip.evaluate import main
+from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_set import drawn
 from hiclip.evaluation.measure import METRICS, class_only_scores, measure
 from hiclip.evaluation.outcome import finished_outcome
 from hiclip.evaluation.run_evaluation import evaluate
-from hiclip.evaluation.run_sets import ask, evaluate_checkpoint
+from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.training.checkpoint import COMPLETE
 from pipeline.jobfile import JobError, make_job
@@ -110,6 +111,13 @@ def test_the_command_from_job_to_result(
         assert {"trained", "untrained"} <= set(said), "no drawing without its control"
     assert result["seen"] == 640
     _check_record(out, result)
+
+    # Without its result it is an interrupted evaluation, and its numbers are not computed again.
+    (out / "result.json").unlink()
+    assert _run(_content(place, "out"), file) == 0
+    assert "openmoji was measured before" in capsys.readouterr().out
+    again = json.loads((out / "result.json").read_text())
+    assert again["results"] == result["results"]
 
     # The same command again computes nothing and says so.
     before = (out / "result.json").stat().st_mtime_ns

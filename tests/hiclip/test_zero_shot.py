@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.zero_shot import (
     METRICS,
-    LabelTree,
     class_vectors,
     majority_scores,
     predict,
@@ -47,7 +47,7 @@ def test_steps_up_the_label_tree() -> None:
 
 
 def test_every_metric_by_hand() -> None:
-    # cat right; dog answered cat (1 step); frog answered cat (2 steps); pear answered cat (3 steps); flag b answered flag a
+    # The cat is right; dog, frog and pear are taken for a cat (1, 2 and 3 steps off), flag b for flag a.
     found = _measure(_answers(0, 0, 0, 0, 4), [0, 1, 2, 3, 5])
     assert found["top1"] == pytest.approx(1 / 5)
     assert found["subgroup_mean_top1"] == pytest.approx((1 / 2 + 0 + 0) / 3)

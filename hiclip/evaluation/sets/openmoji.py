@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from hiclip.evaluation.evaluation_set import EvaluationSet, drawn, folded
-from hiclip.evaluation.zero_shot import LabelTree
+from hiclip.evaluation.label_tree import LabelTree
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder

@@ -1,0 +1,83 @@
+"""What an evaluation asks, read and checked before anything is computed, and the names of its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+
+import yaml
+
+from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.training.checkpoint import Checkpoint, read_checkpoint
+from pipeline.manifest import read_manifest
+
+log = logging.getLogger(__name__)
+
+_REVISION = 1
+"""Of the definitions of the metrics; one more makes what was remembered be computed again."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks, read and checked before anything is computed."""
+
+    job: EvaluateJob
+    checkpoint: Checkpoint
+    weights: str
+    """Hex sha256 of the checkpoint's weights."""
+    contents: tuple[EvaluationSet, ...]
+    dataset: str | None
+    """Where the training data lies, if anything looks at it."""
+    dataset_fingerprint: str | None
+
+    @property
+    def key(self) -> str:
+        """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
+        job = self.job.model_dump(mode="json", exclude={"name", "out", "ray", "mlflow", "workers", "checkpoint"})
+        return _digest(job, self.weights, [content.fingerprint for content in self.contents], self.dataset_fingerprint)
+
+    def set_key(self, content: EvaluationSet) -> str:
+        """Hex sha256 of what the numbers of one set depend on."""
+        job = self.job
+        return _digest(_REVISION, content.fingerprint, self.weights, job.seed, job.batch, job.precision, job.draws)
+
+    def baseline_key(self, content: EvaluationSet, px: int) -> str:
+        """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
+        return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)
+
+
+def ask(job: EvaluateJob) -> Asked:
+    """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
+    checkpoint = read_checkpoint(job.checkpoint)
+    contents = tuple(settings.load() for settings in job.sets)
+    looked_at = job.baselines.pixel_neighbours is not None or (
+        job.hierarchy is not None and job.hierarchy.training_pairs
+    )
+    dataset = (job.dataset or _trained_on(checkpoint)) if looked_at else None
+    manifest = read_manifest(dataset) if dataset else None
+    if manifest is not None and manifest.fingerprint != checkpoint.state.manifest_fingerprint:
+        log.warning("%s is not the build that %s was trained on", dataset, checkpoint.place.root)
+    fingerprint = manifest.fingerprint if manifest is not None else None
+    return Asked(job, checkpoint, weights_fingerprint(checkpoint), contents, dataset, fingerprint)
+
+
+def _trained_on(checkpoint: Checkpoint) -> str:
+    """The dataset that the checkpoint's own job names."""
+    job = yaml.safe_load(checkpoint.place.read_text("job.yaml"))
+    return str(job["data"]["dataset"])
+
+
+def weights_fingerprint(checkpoint: Checkpoint) -> str:
+    """Hex sha256 of the file that holds the weights."""
+    digest = hashlib.sha256()
+    with checkpoint.place.open("weights.safetensors") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
