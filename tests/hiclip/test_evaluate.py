@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from loopback_s3 import bucket
 from PIL import Image
 from small_checkpoint import small_checkpoint, small_openmoji
 from small_dataset import small_dataset
@@ -234,6 +235,18 @@ def test_plain_clip_has_no_hierarchy_to_draw(place: Path, tmp_path: Path) -> Non
     outcome = evaluate(ask(job), map_here, folder(job.out).make())
     assert outcome.pictures == []
     assert outcome.tree == ""
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_everything_may_lie_on_s3(place: Path) -> None:
+    tracking = {"tracking_uri": f"sqlite:///{place}/mlflow.db"}
+    with bucket("results") as address:
+        out = folder(f"{address}/evaluate")
+        job = make_job({**_content(place, ""), "out": out.root, "mlflow": tracking}, EvaluateJob, "small job")
+        outcome = evaluate(ask(job), map_here, out)
+        assert finished_outcome(out, ask(job).key) == outcome
+        assert {"report.html", "result.json", *outcome.pictures} <= set(out.names())
+    assert outcome.mlflow_run_id is not None
 
 
 def test_the_dry_run_prints_the_bill_and_writes_nothing(
