@@ -17,7 +17,7 @@ from hiclip.training.history import StepRow
 from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.progress import TrainingProgress
+from hiclip.training.live_progress import TrainingProgress
 from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
 from hiclip.training.source_commit import source_commit

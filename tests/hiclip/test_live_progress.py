@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from hiclip.training.history import StepRow
-from hiclip.training.progress import TrainingProgress
+from hiclip.training.live_progress import TrainingProgress
 
 
 def row(step: int, seconds: float = 0.5, wait_s: float = 0.1) -> StepRow:
