@@ -43,7 +43,8 @@ def run_command(
     `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. Both may raise InputError,
     which becomes one line on standard error and exit code 2; anything else is a fault of ours: traceback, exit code 1.
     """
-    parser = argparse.ArgumentParser(description=sys.modules[kind.__module__].__doc__)
+    main = sys.modules["__main__"].__spec__  # None where a file is run by its path
+    parser = argparse.ArgumentParser(prog=main.name if main else None, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("job", help="the job file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes one key of the job")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its bill, then stop")
