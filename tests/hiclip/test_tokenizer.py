@@ -37,7 +37,7 @@ def test_empty_text_and_empty_list() -> None:
 
 
 def test_context_too_short_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 3.*came 2"):
+    with pytest.raises(ValueError, match=r"at least 3.*came 2"):
         Tokenizer(2)
 
 
