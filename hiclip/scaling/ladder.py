@@ -86,28 +86,18 @@ def read_ladder(job: ScaleJob) -> Ladder:
 
 
 def bill(job: ScaleJob, ladder: Ladder) -> Table:
-    """What every rung and the whole study will see, compute and take."""
+    """What every rung and the whole study will see, compute and, where the base job has a price, take and cost."""
     table = Table(title=f"{job.name}: the bill", title_justify="left", show_footer=True)
-    table.add_column("rung", footer="the study")
-    for name, footer in (
-        ("parameters", ""),
-        ("pairs", f"{sum(rung.job.pairs for rung in ladder.all):,}"),
-        ("steps", f"{sum(rung.job.steps for rung in ladder.all):,}"),
-        ("FLOPs", f"{ladder.compute:.3g}"),
-        ("device-hours", _hours(ladder.device_hours)),
-        ("money", _money(ladder)),
-    ):
-        table.add_column(name, footer=footer, justify="right")
+    table.add_column("rung", footer="the study", no_wrap=True)
+    priced = ladder.device_hours is not None
+    footers = ["", *_amounts(ladder)] if priced else ["", *_amounts(ladder)][:-2]
+    heads = ["parameters", "pairs", "steps", "FLOPs", "device-hours", "money"]
+    for head, footer in zip(heads, footers, strict=False):
+        table.add_column(head, footer=footer, justify="right")
     for rung in ladder.all:
-        table.add_row(
-            rung.name + (" (held out)" if rung is ladder.held_out else ""),
-            f"{parameters(rung.job.model):,}",
-            f"{rung.job.pairs:,}",
-            f"{rung.job.steps:,}",
-            f"{rung.compute:.3g}",
-            _hours(rung.device_hours),
-            _money(Ladder((rung,), None)),
-        )
+        name = rung.name + (" (held out)" if rung is ladder.held_out else "")
+        cells = [f"{parameters(rung.job.model):,}", *_amounts(Ladder((rung,), None))]
+        table.add_row(name, *(cells if priced else cells[:-2]))
     return table
 
 
@@ -167,10 +157,15 @@ def _check_budget(job: ScaleJob, ladder: Ladder) -> None:
         )
 
 
-def _hours(needed: float | None) -> str:
-    return "no price" if needed is None else f"{needed:,.3g}"
-
-
-def _money(ladder: Ladder) -> str:
-    price, needed = ladder.rungs[0].job.price, ladder.device_hours
-    return "no price" if price is None or needed is None else f"{needed * price.per_hour:,.2f} {price.currency}"
+def _amounts(ladder: Ladder) -> list[str]:
+    """Pairs, steps, FLOPs, device-hours and money of all rungs together."""
+    jobs = [rung.job for rung in ladder.all]
+    price, needed = jobs[0].price, ladder.device_hours
+    money = "" if price is None or needed is None else f"{needed * price.per_hour:,.2f} {price.currency}"
+    return [
+        f"{sum(job.pairs for job in jobs):,}",
+        f"{sum(job.steps for job in jobs):,}",
+        f"{ladder.compute:.3g}",
+        "" if needed is None else f"{needed:,.3g}",
+        money,
+    ]

@@ -20,6 +20,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
 
 from hiclip.scaling.ladder import Rung
 from hiclip.scaling.rung_table import Failure
@@ -55,7 +56,7 @@ def measure_rungs(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[_Ends(order, on_end)],
+                callbacks=[_Ends(order, on_end), JsonLoggerCallback()],  # Tune misses its own files if none are written
             ),
         ).fit()
 
@@ -73,6 +74,9 @@ class _Ends(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, rungs: Sequence[Rung], on_end: Callable[[Rung, Failure | None], None]) -> None:
         self._rungs, self._on_end = rungs, on_end
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles all it is given for its own restoring, which is not used here
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._on_end(self._rungs[trial.config["rung"]], None)

@@ -59,7 +59,7 @@ class StudyProgress:
 def findings_table(findings: Findings) -> Table:
     """The rungs beside the law, the held-out one last, and those that failed."""
     table = Table(title=f"{findings.name}: {findings.what}", title_justify="left")
-    table.add_column("rung")
+    table.add_column("rung", no_wrap=True)
     for name in (findings.compute_unit, "measured", "law", "by the others", "off by"):
         table.add_column(name, justify="right")
     for point, fitted, alone in residual_rows(findings.law, findings.points):
