@@ -73,10 +73,13 @@ def hierarchy_attention(
     `mask` None is plain attention. `allowed`: bool, broadcast to (B, H, N, N), true where row i may read column j;
     every row needs one.
     """
+    if mask is None and query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    # Not so on a CPU, where in bf16 its backward is six times slower than these products (65 tokens, width 192).
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if allowed is not None:
         scores = scores + torch.zeros_like(allowed, dtype=scores.dtype).masked_fill(~allowed, float("-inf"))
-    weights = scores.softmax(dim=-1)
+    weights = scores.softmax(dim=-1).to(scores.dtype)  # CUDA's autocast answers in float32
     if mask is not None:
         weights = weights * mask.unsqueeze(1).to(weights.dtype)
     attended: Tensor = weights @ value
