@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -244,3 +246,24 @@ def test_no_steps_are_no_stream(dataset: str) -> None:
     from hiclip.data.ray_stream import rank_stream
 
     assert list(rank_stream(plan_of(dataset), LOADER, 5, 5)) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_task_is_made_again_and_nothing_changes(dataset: str) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    def reading() -> list[psutil.Process]:
+        children = psutil.Process().children(recursive=True)
+        return [child for child in children if child.cmdline()[:1] == ["ray::ReadSteps"]]
+
+    # Pictures large enough that the tasks cannot run ahead to the end before one of them is killed.
+    plan = dataclasses.replace(plan_of(dataset), image_px=200)
+    loader = LoaderSettings(tasks=2, cpus_per_task=0.5, steps_per_task=4, prefetched_steps=1)
+    killed: list[int] = []
+    with contextlib.closing(rank_stream(plan, loader, 0, 40)) as stream:
+        for made, read in zip(stream, local_stream(plan, 0, 40), strict=True):
+            assert same(made, read)
+            if not killed and (victims := reading()):
+                victims[0].kill()
+                killed.append(victims[0].pid)
+    assert len(killed) == 1
