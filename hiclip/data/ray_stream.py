@@ -1,9 +1,9 @@
 """The stream of a rank under Ray: Ray Data has its steps made in other processes and hands them over in order.
 
-Ray Data schedules, retries and moves; it decides nothing. Every block that it makes is one step, computed from the plan
-alone by `StepReader`, and blocks come back in the order in which they were listed. So a rank sees what `local_stream`
-gives, byte for byte, whatever the cluster looks like and whichever of its processes die. An execution takes seconds to
-start: one lasts for the whole run.
+Ray Data schedules, retries and moves; it decides nothing. A row of its table is a step, computed from the plan alone by
+`StepReader`, and rows come back in the order in which they were listed. So a rank sees what `local_stream` gives, byte
+for byte, whatever the cluster looks like and whichever of its processes die. An execution takes seconds to start: one
+lasts for thousands of steps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _execute(source: _StepSource, loader: LoaderSettings) -> Iterator[RankStep]:
 
 
 class _StepSource(Datasource):  # type: ignore[misc]  # Ray ships no types
-    """Steps as Ray Data's source: a task for each range of steps, a block of one row for each step."""
+    """Steps as a source of Ray Data: a task for each range of steps, a row for each step."""
 
     def __init__(self, plan: StreamPlan, rank: int, world: int, tasks: list[range]) -> None:
         super().__init__()

@@ -32,10 +32,15 @@ class LoaderSettings:
     """The run fails when for this long no batch was made and none was taken."""
 
     def __post_init__(self) -> None:
-        if self.tasks < 1 or self.prefetched_steps < 1 or (self.steps_per_task is not None and self.steps_per_task < 1):
-            raise ValueError("tasks, steps_per_task and prefetched_steps: expected 1 or more")
-        if self.cpus_per_task < 0 or self.late_after_s <= 0 or self.stall_timeout_s <= 0:
-            raise ValueError("cpus_per_task: expected 0 or more; late_after_s and stall_timeout_s: more than 0")
+        for name in ("tasks", "steps_per_task", "prefetched_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, came {value}")
+        for name in ("late_after_s", "stall_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected more than 0, came {getattr(self, name)}")
+        if self.cpus_per_task < 0:
+            raise ValueError(f"cpus_per_task: expected 0 or more, came {self.cpus_per_task}")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from hiclip.batch import Views
 from hiclip.data.step_reader import RankStep, StepReader, local_stream
 from hiclip.data.stream_plan import LoaderSettings, StreamPlan, plan_stream
 from hiclip.data.tokenizer import Tokenizer
+from hiclip.data.views import TEXT_VIEWS, TextView
 from pipeline.manifest import DatasetError, Manifest, dataset_fingerprint, write_manifest
 from pipeline.pair import PAIR_SCHEMA, pair_id
 from pipeline.shards import write_shards
@@ -156,6 +158,15 @@ def test_batches_that_do_not_divide_are_refused(dataset: str) -> None:
 def test_a_view_that_nobody_knows_or_the_dataset_lacks(dataset: str) -> None:
     with pytest.raises(ValueError, match="no view 'rotated'; there are crop"):
         plan_stream(dataset, 8, 5, 0, Views(("rotated",), ("caption",)), 16, 12)
+    wide = TextView(lambda pair, chance, settings: pair["summary"], columns=("summary",))
+    TEXT_VIEWS["summary"] = wide
+    try:
+        with pytest.raises(
+            DatasetError, match=r"the views crop, summary need the columns summary, the dataset has pair_"
+        ):
+            plan_stream(dataset, 8, 5, 0, Views(("crop",), ("summary",)), 16, 12)
+    finally:
+        del TEXT_VIEWS["summary"]
 
 
 def test_a_dataset_that_was_rebuilt_is_refused(tmp_path: Path) -> None:
@@ -169,6 +180,23 @@ def test_a_dataset_without_one_whole_picture_ends_in_an_error(tmp_path: Path) ->
     plan = plan_of(write_dataset(tmp_path, 3, (0, 1, 2)), 2)
     with pytest.raises(DatasetError, match="not one of 3 pictures"):
         next(local_stream(plan, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"tasks": 0}, "tasks: expected 1 or more, came 0"),
+        ({"steps_per_task": 0}, "steps_per_task: expected 1 or more, came 0"),
+        ({"cpus_per_task": -1}, "cpus_per_task: expected 0 or more, came -1"),
+        ({"stall_timeout_s": 0}, "stall_timeout_s: expected more than 0, came 0"),
+        ({"task": 1}, "task"),
+    ],
+)
+def test_loader_settings_that_cannot_be(wrong: dict[str, float], says: str) -> None:
+    adapter = TypeAdapter(LoaderSettings)
+    assert adapter.validate_python({"tasks": 3, "steps_per_task": None}).tasks == 3
+    with pytest.raises(ValidationError, match=says):
+        adapter.validate_python(wrong)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -257,11 +285,11 @@ def test_a_killed_task_is_made_again_and_nothing_changes(dataset: str) -> None:
         return [child for child in children if child.cmdline()[:1] == ["ray::ReadSteps"]]
 
     # Pictures large enough that the tasks cannot run ahead to the end before one of them is killed.
-    plan = dataclasses.replace(plan_of(dataset), image_px=200)
+    plan = dataclasses.replace(plan_of(dataset), image_px=128)
     loader = LoaderSettings(tasks=2, cpus_per_task=0.5, steps_per_task=4, prefetched_steps=1)
     killed: list[int] = []
-    with contextlib.closing(rank_stream(plan, loader, 0, 40)) as stream:
-        for made, read in zip(stream, local_stream(plan, 0, 40), strict=True):
+    with contextlib.closing(rank_stream(plan, loader, 0, 30)) as stream:
+        for made, read in zip(stream, local_stream(plan, 0, 30), strict=True):
             assert same(made, read)
             if not killed and (victims := reading()):
                 victims[0].kill()
