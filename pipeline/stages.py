@@ -6,7 +6,7 @@ Both keep the snapshot's order, so that neither the number of CPUs nor who was f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.duplicates import LOOK_BYTES, look
 from pipeline.filters import Filter
 from pipeline.manifest import Shard
 from pipeline.pair import PAIR_SCHEMA
+from pipeline.progress import Advance
 from pipeline.shards import write_shard
 from pipeline.snapshot import SnapshotShard, read_snapshot_shard
 from pipeline.storage import Folder
@@ -54,7 +55,7 @@ def judge(
     annotations: Sequence[Annotation],
     filters: Sequence[Filter],
     looks: bool,
-    done: Callable[[int], None],
+    done: Advance,
 ) -> pa.Table:
     """JUDGED with annotation columns for every row of the snapshot, in order; `done` is told how many rows more.
 
@@ -133,9 +134,7 @@ def dataset_columns(annotations: Sequence[Annotation]) -> dict[str, str]:
     return {field.name: str(field.type) for field in [*PAIR_SCHEMA, *(f for one in annotations for f in one.columns)]}
 
 
-def write_kept(
-    kept: pa.Table, snapshot: Folder, target: Folder, cut: ShardSettings, done: Callable[[int], None]
-) -> list[Shard]:
+def write_kept(kept: pa.Table, snapshot: Folder, target: Folder, cut: ShardSettings, done: Advance) -> list[Shard]:
     """Writes the rows of `kept` (JUDGED with annotations), in order, as shards: a task a shard, that gathers its rows.
 
     Rows keep the snapshot's order, so a shard needs a few neighbouring snapshot shards; no picture passes the driver.

@@ -23,7 +23,7 @@ from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import GuardedOpener, Limits, Route
 from pipeline.pair import pair_id
 from pipeline.refusal import Refusal
-from pipeline.snapshot import SnapshotShard, read_snapshot_shard, snapshot_hash
+from pipeline.snapshot import read_snapshot_shard, snapshot_hash
 from pipeline.storage import Folder
 
 
@@ -294,21 +294,26 @@ def rows(count: int) -> pa.Table:
 @pytest.mark.usefixtures("ray_session")
 def test_a_download_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     place, settings = Folder(str(tmp_path)), SETTINGS.model_copy(update={"rows_per_task": 4})
-    done: list[SnapshotShard] = []
+    done: list[tuple[int, bool]] = []
+
+    def advance(more: int, from_before: bool = False) -> None:
+        done.append((more, from_before))
+
     with small_web({f"/{number}": reply(picture(number)) for number in range(10)}) as web:
         routes = (Route("*.example", "127.0.0.1", web.port),)
-        first = download(rows(10), settings, routes, place, done.append)
+        first = download(rows(10), settings, routes, place, advance)
         assert [shard.rows for shard in first] == [4, 4, 2]
-        assert sorted(shard.number for shard in done) == [0, 1, 2]
+        assert sorted(done) == [(2, False), (4, False), (4, False)]
         (tmp_path / "000001.json").unlink()  # as after a kill between a shard and its record
         web.asked.clear()
-        second = download(rows(10), settings, routes, place, done.append)
+        second = download(rows(10), settings, routes, place, advance)
         assert sum(web.asked.values()) == 4, "only the rows of that shard are fetched again"
+        assert done[3:] == [(4, True), (2, True), (4, False)]
         assert snapshot_hash(second) == snapshot_hash(first)
         faster = settings.model_copy(update={"connections": 3, "tasks_in_flight": 1})
-        download(rows(10), faster, routes, place, done.append)
+        download(rows(10), faster, routes, place, advance)
         assert sum(web.asked.values()) == 4, "pace decides nothing"
-        download(rows(10), settings.model_copy(update={"image_px": 32}), routes, place, done.append)
+        download(rows(10), settings.model_copy(update={"image_px": 32}), routes, place, advance)
         assert sum(web.asked.values()) == 14, "another size is another snapshot"
     names = [name for shard in second for name in read_snapshot_shard(place, shard.number)["pair_id"].to_pylist()]
     assert names == rows(10)["pair_id"].to_pylist()
@@ -320,9 +325,9 @@ def test_a_shard_of_failures_is_not_done(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = (Route("*.example", "127.0.0.1", unused.getsockname()[1]),)
-        (shard,) = download(rows(3), settings, dead, place, lambda _: None)
+        (shard,) = download(rows(3), settings, dead, place, lambda *_, **__: None)
     assert (shard.pictures, shard.unreached) == (0, 3)
     with small_web({f"/{number}": reply(picture(number)) for number in range(3)}) as web:
         alive = (Route("*.example", "127.0.0.1", web.port),)
-        (shard,) = download(rows(3), settings, alive, place, lambda _: None)
+        (shard,) = download(rows(3), settings, alive, place, lambda *_, **__: None)
     assert shard.pictures == 3
