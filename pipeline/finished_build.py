@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from pipeline.build_job import DECIDES_NOTHING, BuildJob
 from pipeline.jobfile import resolved
+from pipeline.list_files import file_hash
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, read_manifest
-from pipeline.storage import Folder
+from pipeline.storage import Folder, folder
 
 
 def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
@@ -23,6 +24,7 @@ def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
     except ValidationError:
         builder = None  # an older version's job
     if builder is not None and builder.fingerprint() == job.fingerprint():
+        _check_lists(job, manifest)
         _check_all_there(target, manifest)
         return manifest
     ours = resolved(job)
@@ -31,6 +33,16 @@ def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
         f"{target.root}: holds the dataset of another job ('{manifest.name}', which differs in: {keys}); "
         "give another out, or remove that folder"
     )
+
+
+def _check_lists(job: BuildJob, manifest: Manifest) -> None:
+    """A list that has been moved away since is no mistake; one with other content is."""
+    for one in job.lists:
+        if folder(one.path).exists() and file_hash(one) != manifest.lists.get(one.path):
+            raise DatasetError(
+                f"{one.path}: this list has changed since the dataset was built from it; "
+                "give another out, or remove the old dataset"
+            )
 
 
 def _check_all_there(target: Folder, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline.jobfile import InputError, Settings
 from pipeline.storage import Folder, folder
@@ -49,6 +49,8 @@ class Manifest(Settings):
     """`dataset_fingerprint` of the shards and columns: two datasets with the same one hold the same bytes."""
     job: dict[str, Any]
     """The resolved job that built it."""
+    lists: dict[str, str] = Field(default_factory=dict)
+    """Path of every URL list, and the hex sha256 of its file."""
     snapshot: str
     """Hex sha256 of the downloaded snapshot that it was made from."""
     funnel: list[dict[str, Any]]

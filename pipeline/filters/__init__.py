@@ -5,7 +5,7 @@ A filter is one file. Its name is the file's name, in the job too: `- caption_le
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, get_args
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
@@ -18,13 +18,11 @@ from pipeline.filters.image_size import ImageSize
 from pipeline.filters.language import LanguageFilter
 from pipeline.steps import step_reader
 
-FILTERS = (CaptionLength, CaptionLetters, CaptionRepetition, LanguageFilter, ImageSize, ImageShape)
+_Known = CaptionLength | CaptionLetters | CaptionRepetition | LanguageFilter | ImageSize | ImageShape
+FILTERS = get_args(_Known)
 
 AnyFilter = Annotated[
-    Annotated[
-        CaptionLength | CaptionLetters | CaptionRepetition | LanguageFilter | ImageSize | ImageShape,
-        Field(discriminator="name"),
-    ],
+    Annotated[_Known, Field(discriminator="name")],
     BeforeValidator(step_reader("filter", [kind.model_fields["name"].default for kind in FILTERS])),
 ]
 """One filter as a job file may write it."""

@@ -180,6 +180,20 @@ def test_the_dataset_of_another_job_is_neither_taken_nor_overwritten(built: Buil
         build(other)
 
 
+def test_a_list_that_changed_is_not_taken_for_the_old_one(built: BuildJob) -> None:
+    path = Path(built.lists[0].path)
+    before = path.read_bytes()
+    rows = pq.read_table(path)
+    try:
+        pq.write_table(rows.slice(1), path)
+        with pytest.raises(DatasetError, match=r"list\.parquet: this list has changed since"):
+            build(built)
+        path.unlink()
+        build(built)
+    finally:
+        path.write_bytes(before)
+
+
 def test_a_dataset_that_lost_a_shard_is_not_called_whole(built: BuildJob, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(built.out, out)
