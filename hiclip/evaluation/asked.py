@@ -16,7 +16,7 @@ from pipeline.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
-_REVISION = 1
+_REVISION = 2
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
 
 
@@ -37,7 +37,8 @@ class Asked:
     def key(self) -> str:
         """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
         job = self.job.model_dump(mode="json", exclude={"name", "out", "ray", "mlflow", "workers", "checkpoint"})
-        return _digest(job, self.weights, [content.fingerprint for content in self.contents], self.dataset_fingerprint)
+        contents = [content.fingerprint for content in self.contents]
+        return _digest(_REVISION, job, self.weights, contents, self.dataset_fingerprint)
 
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""

@@ -39,7 +39,7 @@ from hiclip.model.two_towers import TwoTowers
 from pipeline.shards import DatasetReader
 
 MODEL, CONTROL = "#2f7d6b", "#7f838a"
-_SHOWN_PX = 256
+_SHOWN_PX = 224  # about the size of a panel
 _SCANNED_PAIRS = 1000
 _MOST_WORDS = 12  # of a training caption: more are drawn too small to read
 
@@ -159,7 +159,7 @@ def _draw_picture(place: int, title: str, picture: bytes, models: Sequence[_Mode
     relative, absolute = [relative_groups(one) for one in links], [patch_groups(one) for one in links]
     readings = [("beyond even shares,\nby quantiles", relative)]
     # The thresholds of twelve layers cut a shallow model's picture into single patches: that needs no panels to say.
-    tells = any(1 < count < one.labels[0].size for one in absolute for count in one.counts())
+    tells = any(1 < count <= one.labels[0].size // 2 for one in absolute for count in one.counts())
     readings += [("HiCLIP's thresholds", absolute)] if tells else []
     rows = [
         PictureRow(model.name, note, model.color, groups[number])

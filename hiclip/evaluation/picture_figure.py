@@ -65,7 +65,7 @@ def picture_figure(title: str, note: str, pixels: Pixels, rows: Sequence[Picture
 
 
 def _draw_picture(axes: Axes, pixels: Pixels, title: str) -> None:
-    axes.imshow(pixels, interpolation="lanczos", extent=(0, pixels.shape[1], pixels.shape[0], 0))
+    axes.imshow(pixels, interpolation="nearest", extent=(0, pixels.shape[1], pixels.shape[0], 0))
     axes.set_xlim(-1, pixels.shape[1] + 1)
     axes.set_ylim(pixels.shape[0] + 1, -1)
     axes.set_xticks([])

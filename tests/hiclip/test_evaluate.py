@@ -84,6 +84,7 @@ def test_the_command_from_job_to_result(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"result: {out / 'result.json'}"
     assert any("mlflow ui --backend-store-uri" in line for line in lines)
+    assert any(line.split()[:4] == ["text", "→", "image", "R@10"] for line in lines), "80 columns are enough"
     assert any(line.startswith("circle ") and "─" in line for line in lines), "the tree of the first caption"
     result = json.loads((out / "result.json").read_text())
 
