@@ -10,10 +10,10 @@ from pydantic import Field
 from hiclip.evaluation.bootstrap import Estimates, FloatArray
 from pipeline.jobfile import Settings
 
-UNITS = {"rsum": "points", "loss": "nats", "error_distance": "steps"}
+UNITS = {"rsum": "points", "loss": "nats", "typical_rank": "places", "error_distance": "steps"}
 """Unit of a metric; what is not named here is a share from 0 to 1."""
 
-LOWER_IS_BETTER = frozenset({"loss", "error_distance"})
+LOWER_IS_BETTER = frozenset({"loss", "typical_rank", "error_distance"})
 
 
 class Result(Settings):
@@ -29,7 +29,7 @@ class Result(Settings):
     """Lower end of the 95 % bootstrap interval over pictures."""
     high: float
     unit: str
-    """share (0 to 1), points (rsum, 0 to 600), nats or steps."""
+    """share (0 to 1), points (rsum, 0 to 600), nats, places or steps."""
     baselines: dict[str, float] = Field(default_factory=dict)
     """The same metric of methods without a model, by name; one that cannot have the metric is not in it."""
 

@@ -70,7 +70,7 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         "<p>Every line starts at zero. Pixels: the answer of the training picture that looks most alike. Majority: "
         "always the commonest answer. By subgroup: each subgroup counts the same; country flags are left out, here and "
         "in what follows. Error distance: steps up the label tree from a wrong answer to where it meets the right one, "
-        "1 to 3.</p>"
+        "1 to 3. Typical rank: geometric mean of the places at which retrieval finds the right answer.</p>"
     )
     yield f'<div class="panel">{part.key(shapes)}<table><tr>{head}</tr>{rows}</table></div>\n'
 

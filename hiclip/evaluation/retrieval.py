@@ -1,4 +1,5 @@
-"""Retrieval both ways among N pictures and M captions: recall at 1, 5 and 10, their sum, and the contrastive loss.
+"""Retrieval both ways among N pictures and M captions: recall at 1, 5 and 10, their sum, the contrastive loss, and
+the typical rank of the right answer.
 
 Pure numpy. Scores come in blocks of rows, so memory is linear in the number of pictures; what is right comes as pairs
 (picture, caption), so a picture may have several captions and a caption may fit several pictures.
@@ -25,6 +26,7 @@ METRICS = (
     *(f"text_to_image_r{cut}" for cut in CUTS),
     "rsum",
     "loss",
+    "typical_rank",
 )
 """Order of the columns of `retrieval_statistic` and `retrieval_chance`."""
 
@@ -127,6 +129,8 @@ def retrieval_statistic(image_answers: Answers, text_answers: Answers, owners: I
 
     owners: (M,), the picture that each caption was written for: captions are drawn together with their picture.
     Recalls are shares of queries, `rsum` is the papers' sum of the six in percent (0 to 600), `loss` is in nats.
+    `typical_rank` is the geometric mean of the ranks in both directions, 1 at best: smooth where recalls still stand at
+    chance, and unlike the loss blind to a temperature that suits the training data alone.
     """
     pictures = len(image_answers.ranks)
 
@@ -135,29 +139,34 @@ def retrieval_statistic(image_answers: Answers, text_answers: Answers, owners: I
 
     image_hits = [image_answers.ranks <= cut for cut in CUTS]
     text_hits = [of_owner((text_answers.ranks <= cut).astype(np.float64)) for cut in CUTS]
-    values = np.stack([*image_hits, *text_hits, image_answers.surprise, of_owner(text_answers.surprise)], axis=1)
-    captions = of_owner(np.ones(len(owners)))
-    counts = np.stack([*[np.ones(pictures)] * len(CUTS), *[captions] * len(CUTS), np.ones(pictures), captions], axis=1)
+    log_ranks = np.log(image_answers.ranks), of_owner(np.log(text_answers.ranks))
+    surprises = image_answers.surprise, of_owner(text_answers.surprise)
+    values = np.stack([*image_hits, *text_hits, *surprises, *log_ranks], axis=1)
+    pictures_once, captions = np.ones(pictures), of_owner(np.ones(len(owners)))
+    recalls_of = [pictures_once] * len(CUTS) + [captions] * len(CUTS)
+    counts = np.stack([*recalls_of, pictures_once, captions, pictures_once, captions], axis=1)
 
     def statistic(weights: FloatArray) -> FloatArray:
         means = weighted_mean(weights, values, counts)
-        recalls, losses = means[:, : 2 * len(CUTS)], means[:, 2 * len(CUTS) :]
-        return np.column_stack([recalls, 100.0 * recalls.sum(axis=1), losses.mean(axis=1)])
+        recalls, losses, logs = np.split(means, [2 * len(CUTS), 2 * len(CUTS) + 2], axis=1)
+        rank = np.exp(logs.mean(axis=1))
+        return np.column_stack([recalls, 100.0 * recalls.sum(axis=1), losses.mean(axis=1), rank])
 
     return statistic
 
 
 def retrieval_chance(right: Fits) -> FloatArray:
-    """What METRICS are for scores that know nothing: (8,). `right` has the pictures as queries.
+    """What METRICS are for scores that know nothing: (9,). `right` has the pictures as queries.
 
     With one right candidate of M: recall k/M and loss ln M; with m of M: 1 - C(M-m, k)/C(M, k) and ln(M/m).
     """
-    recalls, losses = [], []
+    recalls, losses, logs = [], [], []
     for direction in (right, right.turned()):
         answers = direction.right_answers()
         recalls += [float(hit_chance(answers, direction.candidates, cut).mean()) for cut in CUTS]
         losses.append(float(np.log(direction.candidates / np.maximum(answers, 1)).mean()))
-    return np.array([*recalls, 100.0 * sum(recalls), sum(losses) / 2.0])
+        logs.append(float(_mean_log_rank(answers, direction.candidates).mean()))
+    return np.array([*recalls, 100.0 * sum(recalls), sum(losses) / 2.0, np.exp(sum(logs) / 2.0)])
 
 
 def hit_chance(right_answers: IntArray, candidates: int, cut: int) -> FloatArray:
@@ -169,3 +178,16 @@ def hit_chance(right_answers: IntArray, candidates: int, cut: int) -> FloatArray
     for drawn in range(min(cut, candidates)):
         missed *= np.clip(candidates - right_answers - drawn, 0, None) / (candidates - drawn)
     return 1.0 - missed
+
+
+def _mean_log_rank(right_answers: IntArray, candidates: int) -> FloatArray:
+    """(N,) counts of right candidates -> (N,) mean log rank of the first of them in a random order.
+
+    Example: 1 right of 2 candidates -> (log 1 + log 2) / 2.
+    """
+    counts, places = np.unique(right_answers, return_inverse=True)
+    drawn = np.arange(candidates - 1)
+    later = np.cumprod(np.clip(candidates - counts[:, None] - drawn, 0, None) / (candidates - drawn), axis=1)
+    # Over places k: the probability that the rank is beyond k, times what one more place adds to the logarithm.
+    means: FloatArray = later @ np.diff(np.log(np.arange(1, candidates + 1)))
+    return means[places]

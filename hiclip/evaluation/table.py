@@ -27,6 +27,7 @@ TITLES = {
     "text_to_image_r10": "text → image R@10",
     "rsum": "Rsum, of 600",
     "loss": "loss, nats",
+    "typical_rank": "typical rank",
 }
 BASELINES = {"majority": "majority", "pixel_neighbours": "pixels"}
 """Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels."""
@@ -38,7 +39,7 @@ def number(value: float | None, unit: str) -> str:
         return "–"
     if unit == "share":
         return f"{100 * value:.{2 if value < 0.0995 else 1}f}"
-    return f"{value:.1f}" if unit == "points" else f"{value:.2f}"
+    return f"{value:.1f}" if unit in ("points", "places") else f"{value:.2f}"
 
 
 def with_sign(value: float | None, unit: str) -> str:

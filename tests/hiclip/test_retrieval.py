@@ -106,6 +106,14 @@ def test_chance_is_what_random_scores_reach() -> None:
         assert measured == pytest.approx(expected[metric], rel=0.06), metric
 
 
+def test_typical_rank_is_the_geometric_mean_both_ways() -> None:
+    # Right on the diagonal: pictures find it at ranks 1, 3, 1 and captions at 1, 2, 2.
+    scores = np.array([[0.9, 0.5, 0.1], [0.8, 0.2, 0.5], [0.1, 0.1, 0.3]])
+    found = _values(scores, [{"a"}, {"b"}, {"c"}], ["a", "b", "c"], [0, 1, 2])
+    assert found["typical_rank"] == pytest.approx((3 * 2 * 2) ** (1 / 6))
+    assert retrieval_chance(fits([{"a"}, {"b"}, {"c"}], ["a", "b", "c"]))[-1] == pytest.approx(6 ** (1 / 3))
+
+
 def test_interval_of_a_share_is_the_binomial_one() -> None:
     hits = (np.arange(400) < 80).astype(float)
 
