@@ -217,7 +217,7 @@ DIRT: tuple[Dirt, ...] = (
     # Addresses
     Dirt("ftp_url", "an ftp:// address", "malformed_url", 4, url="ftp://{host}/{name}/{source}/{path}"),
     Dirt("script_url", "a javascript: address", "malformed_url", 3, url="javascript:open('/{name}/{path}')"),
-    Dirt("data_url", "a data: address", "malformed_url", 2, url="data:image/png;base64,iVBORw0KGgo={path}"),
+    Dirt("data_url", "a data: address", "malformed_url", 2, url="data:image/png,/{name}/{path}"),
     Dirt("hostless_url", "an address without a host", "malformed_url", 4, url="http:///{name}/{source}/{path}"),
     Dirt("bare_path", "a path where an address should be", "malformed_url", 4, url="/{name}/{source}/{path}"),
     Dirt("empty_url", "an empty address", "malformed_url", 2, url=""),

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from picture_sources import Row, emoji, openclipart, openmoji, translations_of, tuxpaint
+from clipart_sources import openclipart, translations_of, tuxpaint
+from crawl_pictures import Row
+from emoji_sources import emoji, openmoji
 
 from pipeline.sample_dirt import DIRT, Dirt, Picture
 
