@@ -87,6 +87,25 @@ def test_affinities_forced_to_one_are_plain_clip_bit_for_bit(dtype: torch.dtype)
     )
 
 
+def test_a_patch_moves_the_links_around_it_and_no_others() -> None:
+    """The top right patch is an end of two links; its two neighbours divide themselves anew, and have two more each."""
+    model = towers()
+    images, changed = pictures(1), pictures(1)
+    changed[:, :, :8, 16:] += 1
+    before, after = (model.image_tower(pixels).affinities[0] for pixels in (images, changed))
+    moved_right, moved_down = ((one - other).abs() > 1e-6 for one, other in zip(before, after, strict=True))
+    assert moved_right[0].tolist() == [[True, True], [False, True], [False, False]]
+    assert moved_down[0].tolist() == [[False, True, True], [False, False, True]]
+
+
+def test_a_word_moves_the_links_around_it_and_no_others() -> None:
+    model = towers()
+    changed = captions()[2:]
+    changed[0, 4] = 50
+    before, after = (model.text_tower(tokens).affinities[0][0] for tokens in (captions()[2:], changed))
+    assert ((before - after).abs() > 1e-6).tolist() == [False, False, True, True, True, True, False, False, False]
+
+
 def test_own_affinities_given_back_change_nothing() -> None:
     model = towers()
     image, text = model.image_tower(pictures()), model.text_tower(captions())
