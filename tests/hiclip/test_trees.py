@@ -89,10 +89,10 @@ def test_a_part_above_the_second_threshold_goes_down_before_it_is_split() -> Non
 
 def test_words_of_many_pieces_hold_together() -> None:
     """The link between words is that of the last piece and the next first piece, whatever is inside a word."""
-    caption = words("new skateboarder", {"skateboarder": 3})
-    links = np.array([[0.9, 0.6, 0.1, 0.2, 0.9, 0.0, 0.0]])
-    assert word_links(links, caption).tolist() == [[0.6]]
-    assert sentence_tree(links, caption).bracketed() == "(new skateboarder)"
+    caption = words("new skateboarder jumps", {"skateboarder": 3})
+    links = np.array([[0.9, 0.6, 0.1, 0.2, 0.7, 0.9, 0.0]])
+    assert word_links(links, caption).tolist() == [[0.6, 0.7]]
+    assert sentence_tree(links, caption).bracketed() == "(new (skateboarder jumps))"
     assert sentence_dendrogram(links, caption).link == 0.6
 
 
