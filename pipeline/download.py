@@ -1,7 +1,7 @@
 """Rows of a URL list become snapshot shards: Ray tasks around img2dataset's downloader and resizer.
 
 Each row ends in exactly one place, a picture or a reason. Failed addresses, and only those, are asked for again with a
-growing pause. A task's shard is written whole or not at all, so a build that is killed repeats the tasks in flight.
+growing pause. A task's shard counts whole or not at all, so a build that is killed repeats the tasks in flight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from pipeline.jobfile import InputError
 from pipeline.pictures import checked_picture
 from pipeline.progress import Advance
 from pipeline.refusal import Refusal, from_text
-from pipeline.snapshot import SNAPSHOT_SCHEMA, SnapshotShard, finished_shard, wanted_hash, write_snapshot_shard
+from pipeline.snapshot import (
+    SNAPSHOT_SCHEMA,
+    SnapshotShard,
+    commit_shard,
+    finished_shard,
+    wanted_hash,
+    write_snapshot_shard,
+)
 from pipeline.storage import Folder
 
 _UNREACHED = frozenset({"dns", "timeout", "connection_failed"})
@@ -66,6 +73,7 @@ def download(
         partial(task.remote, part, number, wanted, settings, tuple(routes), place) for number, part, wanted in to_do
     )
     for shard in in_window(calls, settings.window(ray.cluster_resources().get("CPU", 1))):
+        commit_shard(place, shard)
         shards[shard.number] = shard
         done(shard.rows)
     return [shards[number] for number in sorted(shards)]

@@ -1,7 +1,9 @@
 """The snapshot: what the web gave on the day of the download, a parquet file a task with its record written after it.
 
 The web cannot be asked twice for the same answer. Everything after the snapshot can: it is a pure function of the
-snapshot and the job. A shard counts as done when its record is there and fits what is wanted now.
+snapshot and the job. A shard counts as done when its record is there and fits what is wanted now. A worker writes the
+shard, the driver its record: a worker that outlives its driver by a second sees the network, and with it every address,
+fail, and nobody shall believe it.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def wanted_hash(pair_ids: Sequence[str], settings: object) -> str:
 
 
 def write_snapshot_shard(place: Folder, number: int, rows: pa.Table, unreached: int, wanted: str) -> SnapshotShard:
-    """Writes the shard, then its record."""
+    """Writes the shard and returns its record, which `commit_shard` makes count."""
     buffer = io.BytesIO()
     pq.write_table(rows.combine_chunks(), buffer, compression="zstd", use_dictionary=["source", "reason"])
     content = buffer.getvalue()
@@ -83,8 +85,12 @@ def write_snapshot_shard(place: Folder, number: int, rows: pa.Table, unreached: 
         wanted=wanted,
     )
     place.write_bytes(_file(number), content)
-    place.write_text(_record(number), shard.model_dump_json() + "\n")
     return shard
+
+
+def commit_shard(place: Folder, shard: SnapshotShard) -> None:
+    """Writes the shard's record: from now on it is done."""
+    place.write_text(_record(shard.number), shard.model_dump_json() + "\n")
 
 
 def finished_shard(place: Folder, there: Set[str], number: int, wanted: str) -> SnapshotShard | None:

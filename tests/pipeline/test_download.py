@@ -23,7 +23,14 @@ from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import GuardedOpener, Limits, Route
 from pipeline.pair import pair_id
 from pipeline.refusal import Refusal
-from pipeline.snapshot import read_snapshot_shard, snapshot_hash
+from pipeline.snapshot import (
+    SNAPSHOT_SCHEMA,
+    commit_shard,
+    finished_shard,
+    read_snapshot_shard,
+    snapshot_hash,
+    write_snapshot_shard,
+)
 from pipeline.storage import Folder
 
 
@@ -317,6 +324,19 @@ def test_a_download_goes_on_where_it_was_ended(tmp_path: Path) -> None:
         assert sum(web.asked.values()) == 14, "another size is another snapshot"
     names = [name for shard in second for name in read_snapshot_shard(place, shard.number)["pair_id"].to_pylist()]
     assert names == rows(10)["pair_id"].to_pylist()
+
+
+def test_a_shard_counts_only_with_its_record(tmp_path: Path) -> None:
+    place = Folder(str(tmp_path))
+    empty = {name: [None] * 3 for name in SNAPSHOT_SCHEMA.names}
+    table = pa.table(empty | {name: rows(3)[name] for name in rows(3).column_names}, schema=SNAPSHOT_SCHEMA)
+    shard = write_snapshot_shard(place, 7, table, 0, "wanted")
+    assert finished_shard(place, set(place.names()), 7, "wanted") is None, "its worker may have outlived its driver"
+    commit_shard(place, shard)
+    assert finished_shard(place, set(place.names()), 7, "wanted") == shard
+    assert finished_shard(place, set(place.names()), 7, "something else") is None
+    place.write_text("000007.json", "{}")
+    assert finished_shard(place, set(place.names()), 7, "wanted") is None
 
 
 @pytest.mark.usefixtures("ray_session")
