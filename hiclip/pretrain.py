@@ -14,10 +14,10 @@ from hiclip.data.stream_plan import StreamPlan, plan_stream
 from hiclip.model.sizes import resolve
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
+from hiclip.training.live_progress import TrainingProgress
 from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.live_progress import TrainingProgress
 from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
 from hiclip.training.source_commit import source_commit
@@ -43,11 +43,11 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         console.print(f"pretrain: {result.run_folder} is finished: {result.seen:,} pairs seen, loss {result.loss:.3f}")
         return result
     _announce(job)
-    plan = stream_plan(job)
+    stream = stream_plan(job)
     check_shards(job.data.dataset, manifest)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
-        result = _train(job, plan, tracker, here)
+        result = _train(job, stream, tracker, here)
     except BaseException:
         tracker.close("FAILED")
         raise
@@ -71,29 +71,30 @@ def stream_plan(job: PretrainJob) -> StreamPlan:
     )
 
 
-def _train(job: PretrainJob, plan: StreamPlan, tracker: Tracker, here: bool) -> PretrainResult:
+def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -> PretrainResult:
     from pipeline.ray_session import ray_session  # only now that the command has set what Ray reads at import
 
     commit = source_commit()
     tracker.params(resolved(job))
-    tracker.tag("manifest_fingerprint", plan.fingerprint)
+    tracker.tag("manifest_fingerprint", stream.fingerprint)
     tracker.tag("commit", commit or "not a git checkout")
     _artifact(tracker, "job.yaml", resolved_yaml(job))
-    place = RunPlace(absolute(job.out), plan.fingerprint, commit)
+    place = RunPlace(absolute(job.out), stream.fingerprint, commit)
     with ray_session(job.ray), TrainingProgress(console, job.pairs, job.data.batch) as progress:
 
         def on_steps(rows: list[StepRow]) -> None:
+            # Steps that come again after a restart carry the same numbers, so that they may be recorded twice.
             progress.show(rows)
             for row in rows:
                 tracker.metrics(_metrics(row, job.data.batch), row.seen)
 
         if here:
-            run_here(job, place, plan, lambda row: on_steps([row]))
+            run_here(job, place, stream, lambda row: on_steps([row]))
         else:
             from hiclip.training.ray_workers import WorkerTask, run_workers
 
-            run_workers(WorkerTask(job, place, plan), on_steps)
-    return finish(job, tracker.run_id)
+            run_workers(WorkerTask(job, place, stream), on_steps)
+    return finish(job, tracker.run_id or recorded_run_id(job.out))
 
 
 def _metrics(row: StepRow, batch: int) -> dict[str, float]:
@@ -127,12 +128,14 @@ def _artifact(tracker: Tracker, name: str, text: str) -> None:
         tracker.artifact(str(file))
 
 
-def _plan(job: PretrainJob) -> RenderableType:
+def plan(job: PretrainJob) -> RenderableType:
+    """What `--dry-run` prints, with or without the dataset."""
     place = folder(job.data.dataset)
     return bill(job, read_manifest(job.data.dataset) if place.exists(MANIFEST) else None)
 
 
-def _run(job: PretrainJob) -> str:
+def run(job: PretrainJob) -> str:
+    """Carries the job out and returns the path of its result.json."""
     result = pretrain(job)
     console.print(
         f"pretrain: {result.seen:,} pairs in {result.steps:,} steps, loss {result.loss:.3f}, "
@@ -142,4 +145,4 @@ def _run(job: PretrainJob) -> str:
 
 
 if __name__ == "__main__":
-    run_command(PretrainJob, _plan, _run)
+    run_command(PretrainJob, plan, run)

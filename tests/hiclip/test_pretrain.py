@@ -17,10 +17,11 @@ import pytest
 from small_dataset import small_dataset
 from small_run import small_job
 
-from hiclip.pretrain import _plan, _run, pretrain, stream_plan
+from hiclip.pretrain import plan, pretrain, run, stream_plan
 from hiclip.training.history import StepRow, from_csv
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace
+from hiclip.training.source_commit import source_commit
 from hiclip.training.this_process import run_here
 from pipeline.command import run_command
 from pipeline.jobfile import resolved_yaml
@@ -39,7 +40,7 @@ def command(job: PretrainJob, folder: Path, *words: str) -> int:
     file = folder / "pretrain.yaml"
     file.write_text(resolved_yaml(job))
     with pytest.raises(SystemExit) as ended:
-        run_command(PretrainJob, _plan, _run, [str(file), *words])
+        run_command(PretrainJob, plan, run, [str(file), *words])
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -51,8 +52,8 @@ def losses_of(out: str) -> list[tuple[int, float]]:
 def undisturbed(job: PretrainJob, out: Path) -> list[tuple[int, float]]:
     """The losses of the job in one process, without Ray and without any stop."""
     rows: list[StepRow] = []
-    plan = stream_plan(job)
-    run_here(job, RunPlace(str(out), plan.fingerprint, None), plan, rows.append)
+    stream = stream_plan(job)
+    run_here(job, RunPlace(str(out), stream.fingerprint, None), stream, rows.append)
     return [(row.seen, row.loss) for row in rows]
 
 
@@ -115,7 +116,7 @@ def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
         workers={"count": 2, "restarts": 1},
         checkpoints={"every_pairs": 8 * 50},
     )
-    plan = stream_plan(job)
+    stream = stream_plan(job)
     heard: list[StepRow] = []
     killed: list[int] = []
 
@@ -126,7 +127,7 @@ def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
             killed.append(worker_pids()[-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    run_workers(WorkerTask(job, RunPlace(absolute(job.out), plan.fingerprint, None), plan), on_steps)
+    run_workers(WorkerTask(job, RunPlace(absolute(job.out), stream.fingerprint, None), stream), on_steps)
     assert killed
     back = next(number for number, (a, b) in enumerate(itertools.pairwise(heard), 1) if b.seen <= a.seen)
     before, after = heard[:back], heard[back:]
@@ -220,3 +221,11 @@ def test_a_finished_run_on_another_dataset_is_refused(
     (tmp_path / "run" / "job.yaml").write_text(resolved_yaml(moved))
     assert command(moved, tmp_path) == 2
     assert "the finished run in" in capsys.readouterr().err
+
+
+def test_the_commit_is_the_checkouts() -> None:
+    head = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    expected = head.stdout.strip() if head.returncode == 0 else None
+    assert (source_commit() or "").removesuffix("+changes") == (expected or "")
