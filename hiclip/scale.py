@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import RenderableType
 
@@ -23,7 +24,7 @@ from hiclip.pretrain import pretrain
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.ladder import Rung, bill, read_ladder
 from hiclip.scaling.law import Law, LawError, fit_law
-from hiclip.scaling.rung_table import Failure, Row, store
+from hiclip.scaling.rung_table import Failure, Row, store, store_failure
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.study_folder import (
     COMPUTE_UNIT,
@@ -165,6 +166,7 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
         assert found is not None, "a trial that ends well has stored its row"
         progress.ended(rung, found)
         if failure is not None:
+            store_failure(study.place, failure)
             failures.append(failure)
 
     measure_rungs(missing, functools.partial(measure_rung, study, tracker.run_id), study.job.concurrent, on_end)
@@ -204,5 +206,10 @@ def _plan(job: ScaleJob) -> RenderableType:
     return bill(job, read_ladder(job))
 
 
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command."""
+    run_command(ScaleJob, _plan, scale, argv)
+
+
 if __name__ == "__main__":
-    run_command(ScaleJob, _plan, scale)
+    main()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hiclip.scaling.law import LawError, check_computes
@@ -87,16 +88,16 @@ def read_ladder(job: ScaleJob) -> Ladder:
 
 def bill(job: ScaleJob, ladder: Ladder) -> Table:
     """What every rung and the whole study will see, compute and, where the base job has a price, take and cost."""
-    table = Table(title=f"{job.name}: the bill", title_justify="left", show_footer=True)
-    table.add_column("rung", footer="the study", no_wrap=True)
+    table = Table(title=f"{job.name}: the bill", title_justify="left", show_footer=True, box=SIMPLE_HEAD)
+    table.add_column("rung", footer="the study")
     priced = ladder.device_hours is not None
     footers = ["", *_amounts(ladder)] if priced else ["", *_amounts(ladder)][:-2]
-    heads = ["parameters", "pairs", "steps", "FLOPs", "device-hours", "money"]
+    heads = ["parameters", "pairs", "FLOPs", "device h", "money"]
     for head, footer in zip(heads, footers, strict=False):
-        table.add_column(head, footer=footer, justify="right")
+        table.add_column(head, footer=footer, justify="right", no_wrap=True)
     for rung in ladder.all:
         name = rung.name + (" (held out)" if rung is ladder.held_out else "")
-        cells = [f"{parameters(rung.job.model):,}", *_amounts(Ladder((rung,), None))]
+        cells = [_shown(parameters(rung.job.model)), *_amounts(Ladder((rung,), None))]
         table.add_row(name, *(cells if priced else cells[:-2]))
     return table
 
@@ -111,12 +112,15 @@ def _rung(job: ScaleJob, changes: Changes, where: str) -> Rung:
 
 
 def _name(changes: Changes) -> str:
-    """`{model.width: 64, schedule.pairs: 5120}` becomes `width 64, pairs 5,120`."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]} {_shown(value)}" for key, value in changes.items()) or "the base job"
+    """`{model.width: 64, schedule.pairs: 5120}` becomes `width 64, pairs 5,120`; who computes it is not said."""
+    said = {key.rsplit(".", 1)[-1]: value for key, value in changes.items() if not key.startswith("workers")}
+    return ", ".join(f"{key} {_shown(value)}" for key, value in said.items()) or "the base job"
 
 
 def _shown(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return str(value)
+    return f"{value:,}" if value < 1_000_000 else f"{value / 1e6:,.1f}M"
 
 
 def _check_differences(rungs: Sequence[Rung]) -> None:
@@ -158,13 +162,12 @@ def _check_budget(job: ScaleJob, ladder: Ladder) -> None:
 
 
 def _amounts(ladder: Ladder) -> list[str]:
-    """Pairs, steps, FLOPs, device-hours and money of all rungs together."""
+    """Pairs, FLOPs, device-hours and money of all rungs together."""
     jobs = [rung.job for rung in ladder.all]
     price, needed = jobs[0].price, ladder.device_hours
     money = "" if price is None or needed is None else f"{needed * price.per_hour:,.2f} {price.currency}"
     return [
-        f"{sum(job.pairs for job in jobs):,}",
-        f"{sum(job.steps for job in jobs):,}",
+        _shown(sum(job.pairs for job in jobs)),
         f"{ladder.compute:.3g}",
         "" if needed is None else f"{needed:,.3g}",
         money,

@@ -7,9 +7,11 @@ killed at any moment is taken up by asking which rungs are stored.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 # Before Tune is imported, which reads them then: no second progress display, no event files for viewers that nobody
@@ -18,7 +20,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
@@ -46,6 +48,7 @@ def measure_rungs(
         measure(order[config["rung"]])
         tune.report({"measured": True})
 
+    _quieten()
     with tempfile.TemporaryDirectory(prefix="hiclip-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(trial, lambda config: trial_resources(order[config["rung"]])),
@@ -69,6 +72,12 @@ def trial_resources(rung: Rung) -> dict[str, float]:
     return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
 
 
+def _quieten() -> None:
+    """Keeps Tune's pages about each failed trial from the terminal: `on_end` is told, and may say it in one line."""
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 class _Ends(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     """Tells of the end of each trial."""
 
@@ -83,11 +92,8 @@ class _Ends(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         rung = self._rungs[trial.config["rung"]]
-        self._on_end(rung, Failure(rung=rung.id, name=rung.name, compute=rung.compute, reason=_reason(trial)))
-
-
-def _reason(trial: Trial) -> str:
-    error = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    text = " ".join(str(cause).split())
-    return f"{type(cause).__name__}: {text[:300]}" if text else type(cause).__name__
+        # Not by trial.get_pickled_error(): that looks where Tune copies the file to a little later.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        cause = getattr(error, "cause", None) or error  # Ray wraps what the trial raised
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        self._on_end(rung, Failure(rung=rung.id, name=rung.name, compute=rung.compute, reason=reason, trace=str(error)))

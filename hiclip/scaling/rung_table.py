@@ -67,6 +67,8 @@ class Failure(Settings):
     compute: float
     reason: str
     """One line."""
+    trace: str
+    """Where it happened, for who looks into it."""
 
 
 def question(manifest_fingerprint: str, error: ErrorSettings) -> str:
@@ -82,6 +84,11 @@ def digest(*parts: Any) -> str:
 def store(place: Folder, row: Row) -> None:
     """Keeps a finished row in the study's folder."""
     place.write_text(_file(row.rung), row.model_dump_json(indent=1) + "\n")
+
+
+def store_failure(place: Folder, failure: Failure) -> None:
+    """Keeps what is known of a failed rung beside the rows; nothing reads it but people."""
+    place.write_text(f"rungs/{failure.rung}.failure.txt", f"{failure.name}: {failure.reason}\n\n{failure.trace}\n")
 
 
 def stored(place: Folder, rung: Rung, asked: str) -> Row | None:

@@ -63,9 +63,8 @@ class ErrorSettings(Settings):
     def _is_one(cls, metric: str) -> str:
         if metric not in METRICS:
             nearest = get_close_matches(metric, METRICS, n=1, cutoff=0.5)
-            raise ValueError(
-                f"no such metric; did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(METRICS)}"
-            )
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(METRICS)}"
+            raise ValueError(f"no such metric; {hint}")
         if metric not in LOWER_IS_BETTER and metric in UNITS:
             raise ValueError(f"{metric} is in {UNITS[metric]} and has no error; choose a share or the loss")
         return metric

@@ -1,7 +1,7 @@
 """The folder of a study: which rungs it has measured, what it predicted and when, and its result.
 
 job.yaml            the resolved job
-rungs/ID.json       a measured rung; rungs/ID/ is its pretraining run
+rungs/ID.json       a measured rung; rungs/ID/ is its pretraining run, rungs/ID.failure.txt why it was not measured
 prediction.json     what the law says of the held-out rung, written before that rung is run
 rungs.csv, .parquet the table; law.png, report.html
 result.json         all numbers, written last
@@ -108,7 +108,7 @@ def write_findings(study: Study, findings: Findings, seconds: float) -> str:
         "error": study.job.error.model_dump(mode="json") | {"unit": study.job.error.unit},
         "compute_unit": COMPUTE_UNIT,
         "rungs": [row.model_dump() for row in rows if row.rung in {rung.id for rung in study.ladder.rungs}],
-        "missing": [failure.model_dump() for failure in findings.failures],
+        "missing": [failure.model_dump(exclude={"trace"}) for failure in findings.failures],
         "plot": place.join(PLOT),
         "report": place.join(REPORT),
         "table": place.join(TABLE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -57,11 +58,11 @@ class StudyProgress:
 
 
 def findings_table(findings: Findings) -> Table:
-    """The rungs beside the law, the held-out one last, and those that failed."""
-    table = Table(title=f"{findings.name}: {findings.what}", title_justify="left")
-    table.add_column("rung", no_wrap=True)
-    for name in (findings.compute_unit, "measured", "law", "by the others", "off by"):
-        table.add_column(name, justify="right")
+    """The rungs beside the law and beside the law of all others, those that failed, and last the held-out one."""
+    table = Table(title=f"{findings.name}: {findings.what}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("rung")
+    for name in (findings.compute_unit, "measured", "law", "others", "off by"):
+        table.add_column(name, justify="right", no_wrap=True)
     for point, fitted, alone in residual_rows(findings.law, findings.points):
         off = f"{alone / point.error - 1:+.1%}"
         table.add_row(point.name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)

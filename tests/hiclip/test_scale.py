@@ -1,0 +1,276 @@
+"""A whole study under Ray Tune, and what its folder remembers: rows, predictions, results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from small_checkpoint import small_openmoji
+from small_dataset import small_dataset
+from small_run import small_job
+
+from hiclip.scale import _law, main
+from hiclip.scaling.findings import Findings, HeldOut, Point
+from hiclip.scaling.ladder import Rung, read_ladder
+from hiclip.scaling.law import Interval, LawError, fit_law
+from hiclip.scaling.rung_table import Failure, Row, store
+from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.study_folder import Study, finished, open_study, points, predict, write_findings
+from pipeline.jobfile import make_job, resolved_yaml
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, an evaluation set and a base job."""
+    root = tmp_path_factory.mktemp("scale")
+    small_dataset(root / "build", pairs=64)
+    small_openmoji(root / "crawl")
+    (root / "pretrain.yaml").write_text(resolved_yaml(small_job("nowhere", str(root / "build"))))
+    return root
+
+
+def content(place: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    rungs = [{"model.width": width, "schedule.pairs": pairs} for width, pairs in ((64, 16), (64, 64), (128, 32))]
+    return {
+        "name": "small-scale",
+        "out": str(out),
+        "ray": {"num_cpus": 2},
+        "base": {"job": str(place / "pretrain.yaml")},
+        "ladder": {"rungs": rungs},
+        "held_out": {"model.width": 128, "schedule.pairs": 64},
+        "error": {
+            "set": {"name": "openmoji", "root": str(place / "crawl"), "retrieval_pairs": 20},
+            "metric": "typical_rank",
+        },
+        "bootstrap": {"draws": 200},
+        "concurrent": 2,
+        **changes,
+    }
+
+
+def command(job: dict[str, Any], file: Path, *words: str) -> int:
+    file.write_text(json.dumps(job))  # JSON is YAML
+    with pytest.raises(SystemExit) as ended:
+        main([str(file), *words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_a_study_from_job_to_result(
+    ray_session: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "study", tmp_path / "scale.yaml"
+    job = content(place, out)
+    job["ladder"]["rungs"].append({"model.width": 64, "schedule.pairs": 32, "optimizer.learning_rate": 1e30})
+    assert command(job, file) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"result: {out}/result.json"
+
+    # A rung that diverges is tried again, then told of; the law is fitted to the others.
+    result = json.loads((out / "result.json").read_text())
+    assert [missing["name"] for missing in result["missing"]] == ["width 64, pairs 32, learning_rate 1e+30"]
+    assert "DivergedError" in result["missing"][0]["reason"]
+    assert "in measure_rung" in (out / "rungs" / f"{result['missing'][0]['rung']}.failure.txt").read_text()
+    assert "learning_rate 1e+30, which failed" in result["sentence"]
+    assert result["sentence"] in said
+    assert [row["name"] for row in result["rungs"]] == [
+        "width 64, pairs 16",
+        "width 64, pairs 64",
+        "width 128, pairs 32",
+    ]
+
+    # The law is that of the rows, and the rows those of the runs.
+    law = fit_law([row["compute"] for row in result["rungs"]], [row["error"] for row in result["rungs"]], draws=200)
+    assert (result["law"]["a"], result["law"]["b"], result["law"]["E"]) == (law.a.value, law.b.value, 0)
+    assert (result["law"]["low"], result["law"]["high"]) == (law.b.low, law.b.high)
+    for row in result["rungs"]:
+        run = json.loads((out / "rungs" / row["rung"] / "result.json").read_text())
+        assert (row["seen"], row["compute"], row["loss"]) == (run["seen"], run["train_flops"], run["loss"])
+        assert row["checkpoint"] == run["checkpoint"]
+        assert 1 <= row["error_low"] <= row["error"] <= row["error_high"] <= 20
+    table = list(csv.DictReader(io.StringIO((out / "rungs.csv").read_text())))
+    assert [float(row["error"]) for row in table[:3]] == [row["error"] for row in result["rungs"]]
+    assert pq.read_table(out / "rungs.parquet").column("compute").to_pylist() == [
+        float(row["compute"]) for row in table
+    ]
+
+    # The held-out rung was predicted, and only then run.
+    held_out, predicted = result["held_out"], json.loads((out / "prediction.json").read_text())
+    assert held_out["low"] < held_out["predicted"] < held_out["high"]
+    assert held_out["covered"] == (held_out["low"] <= held_out["measured"] <= held_out["high"])
+    assert held_out["predicted"] == predicted["predicted"] == law.prediction(held_out["compute"]).value
+    assert predicted["before"]
+    begun = out / "rungs" / predicted["rung"] / "job.yaml"
+    assert (out / "prediction.json").stat().st_mtime_ns < begun.stat().st_mtime_ns
+    with Image.open(out / "law.png") as plot:
+        assert plot.width > 1000
+    page = (out / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "which failed" in page
+    _check_mlflow(out, result)
+
+    # Once more: what is measured is not run again, only the rung that failed is.
+    rows = {name: name.read_bytes() for name in out.glob("rungs/*.json")}
+    assert len(rows) == 4
+    stamps = {name: name.stat().st_mtime_ns for name in out.glob("rungs/*/checkpoints/*/COMPLETE")}
+    del job["ladder"]["rungs"][-1]
+    assert command(job, file) == 0
+    assert capsys.readouterr().out.count("measured before") == 4
+    assert rows == {name: name.read_bytes() for name in out.glob("rungs/*.json")}
+    assert stamps == {name: name.stat().st_mtime_ns for name in out.glob("rungs/*/checkpoints/*/COMPLETE")}
+    again = json.loads((out / "result.json").read_text())
+    assert again["law"] == result["law"]
+    assert again["missing"] == []
+    assert not again["held_out"]["before"], "another study, which knew the held-out rung when it predicted it"
+
+    # And once more: finished.
+    assert command(job, file) == 0
+    assert f"{out} is finished" in capsys.readouterr().out
+    assert json.loads((out / "result.json").read_text()) == again
+
+
+def _check_mlflow(out: Path, result: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{out.parent}/mlflow.db")
+    parent = client.get_run((out / "mlflow_run_id").read_text().strip())
+    assert parent.data.metrics["law_b"] == pytest.approx(result["law"]["b"])
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"law.png", "report.html", "rungs.csv"}
+    for row in result["rungs"]:
+        child = client.get_run((out / "rungs" / row["rung"] / "mlflow_run_id").read_text().strip())
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.metrics["error"] == pytest.approx(row["error"])
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, file = content(place, tmp_path / "out"), tmp_path / "scale.yaml"
+    for words, expected in (
+        (["base.overrides={data.dataset: /nowhere}"], "pipeline.build"),
+        (["error.set.root=/nowhere"], "/nowhere/openmoji.parquet: the evaluation set openmoji is not there"),
+        (["budget_flops=1000"], "its smallest rung needs"),
+        (["error.metric=accuracy"], "no such metric"),
+        (["base.job=/nowhere.yaml"], "/nowhere.yaml: expected a job file"),
+    ):
+        assert command(job, file, *words) == 2
+        error = capsys.readouterr().err.strip()
+        assert expected in error
+        assert "\n" not in error
+    assert not (tmp_path / "out" / "rungs").exists()
+
+
+def test_the_dry_run_prints_the_bill_and_writes_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(content(place, tmp_path / "out"), tmp_path / "scale.yaml", "--dry-run") == 0
+    assert "the study" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def measured(study: Study, rung: Rung, error: float) -> Row:
+    return Row(
+        rung=rung.id,
+        name=rung.name,
+        width=64,
+        depth=1,
+        seen=rung.job.pairs,
+        parameters=1,
+        compute=rung.compute,
+        loss=1.0,
+        error=error,
+        error_low=error * 0.9,
+        error_high=error * 1.1,
+        seconds=1.0,
+        pairs_per_s=1.0,
+        trial_s=2.0,
+        checkpoint="nowhere",
+        question=study.question,
+    )
+
+
+@pytest.fixture
+def study(place: Path, tmp_path: Path) -> Study:
+    """A study whose rungs are measured: error = 5·(C / 10^6)^-0.1."""
+    job = make_job(content(place, tmp_path / "study"), ScaleJob, "study")
+    opened = open_study(job, read_ladder(job), "f" * 64)
+    for rung in opened.ladder.rungs:
+        store(opened.place, measured(opened, rung, 5 * (rung.compute / 1e6) ** -0.1))
+    return opened
+
+
+def test_a_prediction_stands_once_it_is_made(study: Study) -> None:
+    held_out = study.ladder.held_out
+    assert held_out is not None
+    law = _law(study, [])
+    predicted = predict(study, law)
+    assert predicted is not None
+    assert predicted.before
+    assert predicted.predicted.value == pytest.approx(5 * (held_out.compute / 1e6) ** -0.1)
+    store(study.place, measured(study, held_out, 1.0))
+    assert predict(study, law) == predicted, "the same rungs: as it was written before"
+    store(study.place, measured(study, study.ladder.rungs[0], 9.0))
+    late = predict(study, _law(study, []))
+    assert late is not None
+    assert not late.before
+
+
+def test_a_row_answers_no_other_question(study: Study) -> None:
+    rung = study.ladder.rungs[0]
+    assert study.row(rung) is not None
+    assert replace(study, manifest_fingerprint="0" * 64).row(rung) is None
+    other = study.job.error.model_copy(update={"metric": "loss"})
+    assert replace(study, job=study.job.model_copy(update={"error": other})).row(rung) is None
+    study.place.write_text(f"rungs/{rung.id}.json", '{"rung": "torn')
+    assert study.missing(study.ladder.rungs) == [rung]
+
+
+def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:
+    lost = study.ladder.rungs[1]
+    study.place.remove(f"rungs/{lost.id}.json")
+    failure = Failure(rung=lost.id, name=lost.name, compute=lost.compute, reason="DivergedError: loss is nan", trace="")
+    with pytest.raises(LawError, match=r"at least 3 rungs, came 2 \(1 failed: width 64, pairs 64: DivergedError"):
+        _law(study, [failure])
+    assert len(study.place.read_text("rungs.csv").splitlines()) == 3
+
+
+def test_findings_are_finished_only_when_nothing_is_missing(study: Study) -> None:
+    law = _law(study, [])
+    held_out = predict(study, law)
+    findings = Findings("small", "error", "FLOPs", points(study, study.ladder.rungs), law, held_out, ())
+    write_findings(study, findings, 1.0)
+    assert finished(study) is None, "the held-out rung was not measured"
+    assert study.ladder.held_out is not None
+    store(study.place, measured(study, study.ladder.held_out, 4.0))
+    write_findings(study, findings, 1.0)
+    assert finished(study) is not None
+    changed = study.job.model_copy(update={"form": "power_with_floor"})
+    assert finished(replace(study, job=changed)) is None
+
+
+def test_the_sentence_says_no_more_than_the_band_does() -> None:
+    computes = (1e12 * np.geomspace(1, 100, 6)).tolist()
+
+    def sentence(errors: list[float], measured: float | None) -> str:
+        law = fit_law(computes, errors)
+        point = None if measured is None else Point("x", "x", 1e15, measured, measured, measured)
+        held_out = HeldOut("the large one", 1e15, Interval(1.0, 0.9, 1.1), True, point)
+        named = tuple(Point(str(c), "x", c, e, e, e) for c, e in zip(computes, errors, strict=True))
+        return Findings("s", "loss (nats)", "FLOPs", named, law, held_out, ()).sentence()
+
+    falling = [5.0, 4.5, 4.1, 3.7, 3.3, 3.0]
+    assert "loss (nats) falls as" in sentence(falling, 1.05)
+    assert "measured 1.05, inside the band" in sentence(falling, 1.05)
+    assert "measured 1.2, outside the band" in sentence(falling, 1.2)
+    assert "and failed" in sentence(falling, None)
+    assert "not yet told apart from standing still" in sentence([5.0, 4.0, 5.2, 4.1, 5.1, 4.2], 1.0)
+    assert "does not fall with compute" in sentence(falling[::-1], 1.0)
