@@ -11,7 +11,7 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -74,13 +74,15 @@ def scale(job: ScaleJob) -> str:
     return study.place.join(RESULT)
 
 
-def measure_rung(study: Study, parent_run_id: str | None, rung: Rung) -> None:
-    """Trains a rung, asks its last checkpoint, and stores the row. Runs in a trial, anywhere on the cluster."""
+def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: str | None, rung: Rung) -> None:
+    """Trains a rung, asks its last checkpoint, and stores the row. Runs in a trial, anywhere on the cluster.
+
+    `jobs`: by rung, the jobs to run, see `_placed`.
+    """
     began = time.monotonic()
-    job = _placed(study, rung)
+    job, asked = jobs[rung.id], study.job.error
     run = pretrain(job, parent_run_id, here=job.engine.name == "plain")
-    asked = study.job.error
-    results = evaluate_checkpoint(run.checkpoint, [asked.set], metrics={asked.metric}, seed=study.job.seed)
+    results = evaluate_checkpoint(run.checkpoint, [study.asked], metrics={asked.metric}, seed=study.job.seed)
     error, low, high = asked.of(results)
     if not math.isfinite(error):
         raise ArithmeticError(f"{asked.metric} on {asked.set.name} is {error}")
@@ -110,7 +112,7 @@ def measure_rung(study: Study, parent_run_id: str | None, rung: Rung) -> None:
 
 
 def _placed(study: Study, rung: Rung) -> PretrainJob:
-    """The rung's job with its place in the study, absolute: a trial may run in another directory."""
+    """The rung's job with its place in the study. All paths are absolute: a trial runs in a directory of its own."""
     job = study.job
     return rung.job.model_copy(
         update={
@@ -169,7 +171,8 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
             store_failure(study.place, failure)
             failures.append(failure)
 
-    measure_rungs(missing, functools.partial(measure_rung, study, tracker.run_id), study.job.concurrent, on_end)
+    jobs = {rung.id: _placed(study, rung) for rung in missing}
+    measure_rungs(missing, functools.partial(measure_rung, study, jobs, tracker.run_id), study.job.concurrent, on_end)
     return failures
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hiclip.evaluation.sets import SetSettings
 from hiclip.scaling.findings import Findings, HeldOut, Point, held_out_numbers, law_numbers, point_of
 from hiclip.scaling.ladder import Ladder, Rung
 from hiclip.scaling.law import Interval, Law
@@ -36,6 +37,8 @@ class Study:
     ladder: Ladder
     place: Folder
     manifest_fingerprint: str
+    asked: SetSettings
+    """The job's evaluation set, its path absolute."""
 
     @property
     def question(self) -> str:
@@ -60,7 +63,8 @@ def open_study(job: ScaleJob, ladder: Ladder, manifest_fingerprint: str) -> Stud
     """Makes the study's folder and notes the job there."""
     place = Folder(absolute(job.out)).make()
     place.write_text("job.yaml", resolved_yaml(job))
-    return Study(job, ladder, place, manifest_fingerprint)
+    asked = job.error.set.model_copy(update={"root": absolute(job.error.set.root)})
+    return Study(job, ladder, place, manifest_fingerprint, asked)
 
 
 def finished(study: Study) -> dict[str, Any] | None:
