@@ -90,7 +90,9 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
     row = Row(
         rung=rung.id,
         name=rung.name,
+        group=rung.group,
         width=size.image.width,
+        text_width=size.text.width,
         depth=size.image.depth,
         seen=run.seen,
         parameters=run.parameters,

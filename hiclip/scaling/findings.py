@@ -17,7 +17,7 @@ class Point:
 
     name: str
     group: str
-    """What rungs have in common that are drawn alike: the size of the model."""
+    """Points of one group are drawn alike: rungs that differ only in the pairs they see."""
     compute: float
     error: float
     low: float
@@ -82,7 +82,7 @@ class Findings:
 
 def point_of(row: Row) -> Point:
     """A row of the study's own table as the law sees it."""
-    return Point(row.name, f"width {row.width}", row.compute, row.error, row.error_low, row.error_high)
+    return Point(row.name, row.group, row.compute, row.error, row.error_low, row.error_high)
 
 
 def formula(law: Law) -> str:

@@ -33,6 +33,11 @@ class Rung:
         return self.job.fingerprint[:12]
 
     @property
+    def group(self) -> str:
+        """What it has in common with rungs that only see more or fewer pairs: `width 64`."""
+        return _name({key: value for key, value in self.changes.items() if not key.startswith("schedule.")})
+
+    @property
     def compute(self) -> float:
         """Training FLOPs of the whole run."""
         return train_flops(self.job.model, self.job.pairs)

@@ -32,8 +32,12 @@ class Row(Settings):
     """The rung's id."""
     name: str
     """What makes it this rung, for people."""
+    group: str
+    """What it has in common with rungs that only see more or fewer pairs."""
     width: int
     """Channels of the image tower."""
+    text_width: int
+    """Channels of the text tower."""
     depth: int
     """Layers of the image tower."""
     seen: int

@@ -53,6 +53,7 @@ def test_every_combination_of_the_axes_is_a_rung(tmp_path: Path) -> None:
         (128, 64),
         (128, 128),
     ]
+    assert [rung.group for rung in ladder.rungs] == ["width 64", "width 64", "width 128", "width 128"]
     assert ladder.held_out is not None
     for rung in ladder.all:
         assert rung.compute == train_flops(rung.job.model, rung.job.pairs)

@@ -181,7 +181,9 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
     return Row(
         rung=rung.id,
         name=rung.name,
+        group=rung.group,
         width=64,
+        text_width=64,
         depth=1,
         seen=rung.job.pairs,
         parameters=1,
