@@ -118,7 +118,11 @@ def _rung(job: ScaleJob, changes: Changes, where: str) -> Rung:
 
 def _name(changes: Changes) -> str:
     """`{model.width: 64, schedule.pairs: 5120}` becomes `width 64, pairs 5,120`; who computes it is not said."""
-    said = {key.rsplit(".", 1)[-1]: value for key, value in changes.items() if not key.startswith("workers")}
+    said = {
+        key.rsplit(".", 1)[-1].replace("_", " "): value
+        for key, value in changes.items()
+        if not key.startswith("workers")
+    }
     return ", ".join(f"{key} {_shown(value)}" for key, value in said.items()) or "the base job"
 
 

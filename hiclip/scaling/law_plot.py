@@ -100,9 +100,10 @@ def _dress(axes: Axes, findings: Findings) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if high / low < 30:  # a decade has no two ticks here: round numbers instead of powers of ten
-        axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # Errors seldom span decades: ticks at 1, 2 and 5 times powers of ten, and at round numbers where those are too few.
+    few = high / low < 5
+    axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(LogLocator(subs=[float(k) for k in range(2, 10)]))
     axes.set_xlabel(f"training compute C ({findings.compute_unit})", color=_SOFT)

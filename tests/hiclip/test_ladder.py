@@ -116,7 +116,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"ladder": {"rungs": [{}, {"model.depth": 1}, {"model.depth": 2}]}}, "are the same run"),
     (
         {"ladder": {"axes": {"optimizer.learning_rate": [1e-3, 2e-3], "schedule.pairs": [64, 128]}}},
-        "'learning_rate 0.001, pairs 64' and 'learning_rate 0.002, pairs 64' have equal compute",
+        "'learning rate 0.001, pairs 64' and 'learning rate 0.002, pairs 64' have equal compute",
     ),
     ({"held_out": {"model.width": 128, "schedule.pairs": 128}}, "held_out: expected more compute than every rung"),
     ({"budget_flops": 1e6}, "budget_flops: the study needs .* its smallest rung needs"),

@@ -77,10 +77,10 @@ def test_a_study_from_job_to_result(
 
     # A rung that diverges is tried again, then told of; the law is fitted to the others.
     result = json.loads((out / "result.json").read_text())
-    assert [missing["name"] for missing in result["missing"]] == ["width 64, pairs 32, learning_rate 1e+30"]
+    assert [missing["name"] for missing in result["missing"]] == ["width 64, pairs 32, learning rate 1e+30"]
     assert "DivergedError" in result["missing"][0]["reason"]
     assert "in measure_rung" in (out / "rungs" / f"{result['missing'][0]['rung']}.failure.txt").read_text()
-    assert "learning_rate 1e+30, which failed" in result["sentence"]
+    assert "learning rate 1e+30, which failed" in result["sentence"]
     assert result["sentence"] in said
     assert [row["name"] for row in result["rungs"]] == [
         "width 64, pairs 16",
