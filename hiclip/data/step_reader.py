@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hiclip.batch import Batch
+from hiclip.batch import Batch, trim_padding
 from hiclip.data.images import ImageError, Picture, Pixels, normalise
 from hiclip.data.stream_plan import StreamPlan
 from hiclip.data.tokenizer import Tokenizer, Tokens
@@ -40,10 +40,15 @@ class RankStep:
     """Pictures that could not be decoded; the next row of the dataset stands in for each."""
 
     def to_batch(self, device: torch.device | str = "cpu") -> Batch:
-        """Normalised tensors on `device`; pictures travel there as bytes and become floats when they have arrived."""
+        """Normalised tensors on `device`; pictures travel there as bytes and become floats when they have arrived.
+
+        Captions lose the padding that all of them have: most are far shorter than the context.
+        """
         # Copied first: what Ray hands out is memory that must not be written, and torch has no name for that.
         images = {view: torch.tensor(pixels).to(device, non_blocking=True) for view, pixels in self.images.items()}
-        tokens = {view: torch.tensor(ids).to(device, non_blocking=True) for view, ids in self.tokens.items()}
+        tokens = {
+            view: trim_padding(torch.tensor(ids)).to(device, non_blocking=True) for view, ids in self.tokens.items()
+        }
         return Batch({view: normalise(pixels) for view, pixels in images.items()}, tokens, self.pair_ids)
 
 
