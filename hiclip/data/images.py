@@ -32,6 +32,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 1 << 26
 """Larger pictures are refused before they are decoded: 67 megapixels take 200 MB."""
 
+CENTRE_CROP = 0.875
+"""Share of the shorter side that an evaluated picture's centre square shows in DeCLIP's tests, on which HiCLIP builds:
+"resize 256, crop 224". Training crops enlarge what they show, and this brings things back to that size."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 # What Pillow's readers let through when bytes are damaged, beside their own UnidentifiedImageError (an OSError).
@@ -118,13 +122,13 @@ def decode(data: bytes) -> Pixels:
     return Picture(data).pixels()
 
 
-def eval_transform(data: bytes, px: int, keep: float = 1.0) -> Pixels:
-    """Encoded picture -> (px, px, 3): the square in its centre, `keep` of the shorter side wide. Raises ImageError.
+def eval_transform(data: bytes, px: int, centre_crop: float = 1.0) -> Pixels:
+    """Encoded picture -> (px, px, 3): the square in its centre, `centre_crop` of the shorter side wide.
 
-    `keep` 1 is CLIP's resize and centre crop; 0.875 is the "resize 256, crop 224" of DeCLIP's tests.
+    1 is CLIP's resize and centre crop; for 0.875 see `CENTRE_CROP`. Raises ImageError.
     """
     picture = Picture(data)
-    side = max(1, round(keep * min(picture.height, picture.width)))
+    side = max(1, round(centre_crop * min(picture.height, picture.width)))
     return picture.crop(Box((picture.width - side) // 2, (picture.height - side) // 2, side, side), px, px)
 
 

@@ -43,7 +43,16 @@ class Asked:
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""
         job = self.job
-        return _digest(_REVISION, content.fingerprint, self.weights, job.seed, job.batch, job.precision, job.draws)
+        return _digest(
+            _REVISION,
+            content.fingerprint,
+            self.weights,
+            job.seed,
+            job.batch,
+            job.precision,
+            job.draws,
+            job.centre_crop,
+        )
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""

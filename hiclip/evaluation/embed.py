@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hiclip.batch import trim_padding
-from hiclip.data.images import ImageError, eval_transform, normalise
+from hiclip.data.images import CENTRE_CROP, ImageError, eval_transform, normalise
 from hiclip.data.tokenizer import Tokenizer
 from hiclip.evaluation.blocks import MapBlocks, cut
 from hiclip.model.sizes import Sizes, resolve
@@ -35,6 +35,8 @@ class Embedder:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     """Threads of torch on a CPU."""
+    centre_crop: float = CENTRE_CROP
+    """Share of a picture's shorter side that the image tower is shown, see `eval_transform`."""
 
     @property
     def sizes(self) -> Sizes:
@@ -64,7 +66,7 @@ def picture_vectors(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:
     unreadable = []
     for row, picture in enumerate(pictures):
         try:
-            pixels[row] = eval_transform(picture, px)
+            pixels[row] = eval_transform(picture, px, embedder.centre_crop)
         except ImageError:
             unreadable.append(row)
     with _computing(embedder):

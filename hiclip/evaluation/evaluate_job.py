@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hiclip.data.images import CENTRE_CROP
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import Job, Number, Settings
 
@@ -60,6 +61,9 @@ class EvaluateJob(Job):
     """Pictures or texts that are embedded together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; what is compared afterwards is fp32."""
+    centre_crop: Annotated[Number, Field(gt=0, le=1)] = CENTRE_CROP
+    """Share of a picture's shorter side that its centre square shows: 0.875 is DeCLIP's test ("resize 256, crop 224")
+    and so HiCLIP's, 1 is CLIP's. Baselines that compare pixels see the whole square."""
     draws: Annotated[int, Field(ge=100)] = 1000
     """Resamples behind each interval."""
     workers: WorkerSettings = WorkerSettings()

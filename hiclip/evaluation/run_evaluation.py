@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks
@@ -30,7 +31,8 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
     job, seconds = asked.job, dict[str, float]()
     towers, _ = load_towers(asked.checkpoint.place.root)
     with _timed("sets", seconds):
-        embedder = Embedder(towers, job.precision, "cuda" if job.workers.gpus else "cpu", max(1, int(job.workers.cpus)))
+        device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
+        embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
         measured = measure_sets(asked, embedder, map_blocks, out)
     with _timed("drawings", seconds):
         drawings = draw_hierarchies(asked, towers.cpu()) if job.hierarchy is not None else []

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
+from hiclip.data.images import CENTRE_CROP
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.embed import Embedder
@@ -46,6 +47,7 @@ def evaluate_checkpoint(
     batch: int = 128,
     draws: int = 1000,
     precision: Literal["fp32", "bf16"] = "fp32",
+    centre_crop: float = CENTRE_CROP,
     map_blocks: MapBlocks = map_here,
 ) -> list[Result]:
     """`metrics` of the checkpoint at `checkpoint` on every set, in this process, one thread; nothing is written.
@@ -56,7 +58,7 @@ def evaluate_checkpoint(
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise JobError(f"metrics: expected some of {', '.join(METRICS)}, came {unknown[0]}")
-    embedder = Embedder(load_towers(checkpoint)[0], precision)
+    embedder = Embedder(load_towers(checkpoint)[0], precision, centre_crop=centre_crop)
     results: list[Result] = []
     for settings in sets:
         content = settings.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -100,3 +101,14 @@ def test_blocks_come_back_in_order_and_are_read_as_they_are_needed() -> None:
     assert next(answers) == 1000
     assert len(read) < 100, "the window is bounded: not all blocks are under way at once"
     assert list(answers) == [1000 + number for number in range(1, 200)]
+
+
+def test_the_image_tower_is_shown_the_centre_that_is_asked_for() -> None:
+    framed = Image.new("RGB", (80, 80), (200, 30, 30))
+    framed.paste((20, 90, 200), (5, 5, 75, 75))  # 0.875 of 80 is 70: the frame is left out
+    buffer = io.BytesIO()
+    framed.save(buffer, "PNG")
+    inside = picture_vectors(_embedder(), [_picture((20, 90, 200), 70)])
+    assert np.allclose(picture_vectors(_embedder(), [buffer.getvalue()]), inside, atol=1e-6)
+    whole = dataclasses.replace(_embedder(), centre_crop=1.0)
+    assert not np.allclose(picture_vectors(whole, [buffer.getvalue()]), inside, atol=1e-3)

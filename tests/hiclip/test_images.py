@@ -218,7 +218,7 @@ def test_evaluation_shows_the_centre() -> None:
     pixels = eval_transform(data, 50)
     assert pixels.shape == (50, 50, 3)
     assert abs(int(pixels[2, 0, 0]) - 255 * 51 / 200) < 4  # the square begins a quarter from the left
-    kept = eval_transform(data, 50, keep=0.5)
+    kept = eval_transform(data, 50, centre_crop=0.5)
     assert abs(int(kept[2, 0, 0]) - 255 * 75 / 200) < 4
     assert eval_transform(encoded(scene(1, 500), "PNG"), 8).shape == (8, 8, 3)
 
