@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiclip.batch import Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
+from hiclip.objectives.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,33 @@ class ClipSettings:
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"smoothing: expected 0 to below 1, got {self.smoothing}")
 
+    @property
+    def views(self) -> Views:
+        """What the objective wants to be shown of a pair."""
+        return Views(images=("crop",), texts=("caption",))
+
+    def check(self, model: ModelSettings) -> None:
+        """Any model will do."""
+
     def build(self, model: ModelSettings) -> ClipObjective:
         """The objective's module for towers of these settings."""
         return ClipObjective(self)
 
 
-class ClipObjective(nn.Module):
+class ClipObjective(Objective):
     """Symmetric contrastive loss between a crop of the picture and its caption."""
 
-    views = Views(images=("crop",), texts=("caption",))
-
     def __init__(self, settings: ClipSettings) -> None:
-        super().__init__()
+        super().__init__(settings.views)
         self.smoothing = settings.smoothing
 
-    def forward(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
-        """This rank's pairs -> {"contrastive": scalar}; its mean over ranks is the loss of the global batch."""
-        images = towers.image_tower(batch.images["crop"]).vector
-        texts = towers.text_tower(batch.tokens["caption"]).vector
-        return {"contrastive": contrastive_loss(images, texts, towers.logit_scale(), self.smoothing)}
+    def encode(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
+        """-> image and text, each (b, E)."""
+        return {
+            "image": towers.image_tower(batch.images["crop"]).vector,
+            "text": towers.text_tower(batch.tokens["caption"]).vector,
+        }
+
+    def losses(self, encoded: dict[str, Tensor], batch: Batch, logit_scale: Tensor) -> dict[str, Tensor]:
+        """-> {"contrastive": scalar}."""
+        return {"contrastive": contrastive_loss(encoded["image"], encoded["text"], logit_scale, self.smoothing)}

@@ -1,23 +1,36 @@
-"""What the training loop knows of an objective: the views it wants to see and the losses it answers with."""
+"""What the training loop knows of an objective: the views it wants to see and the losses it answers with.
+
+An objective works in two stages, so that the gradient of a large batch can be computed in parts: `encode` needs the
+towers, and can be run part by part; `losses` needs all of this rank's pairs at once, and no tower.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiclip.batch import Batch, Views
 from hiclip.model.two_towers import TwoTowers
 
 
-class Objective(Protocol):
-    """A module with, perhaps, parameters of its own. Losses come weighted and by name; the loop adds them up."""
+class Objective(nn.Module):
+    """A module with, perhaps, parameters of its own: heads, which belong to the second stage.
 
-    @property
-    def views(self) -> Views:
+    Losses come weighted and by name; the loop adds them up.
+    """
+
+    def __init__(self, views: Views) -> None:
+        super().__init__()
+        self.views = views
         """Views of a pair that `Batch` must hold."""
-        ...
 
-    def __call__(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
         """Towers and this rank's pairs -> scalar losses by name; the mean over ranks is the global batch's."""
-        ...
+        return self.losses(self.encode(towers, batch), batch, towers.logit_scale())
+
+    def encode(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
+        """Everything that needs a tower, each tensor (b, ...): the rows of some pairs depend on those pairs alone."""
+        raise NotImplementedError
+
+    def losses(self, encoded: dict[str, Tensor], batch: Batch, logit_scale: Tensor) -> dict[str, Tensor]:
+        """What `encode` found for all pairs of this rank -> weighted scalars. Of `batch`, targets alone are read."""
+        raise NotImplementedError
