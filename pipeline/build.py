@@ -53,6 +53,7 @@ def build(job: BuildJob) -> str:
 def _carry_out(job: BuildJob, target: Folder) -> Manifest:
     watch = Stopwatch()
     listed = read_lists(job.lists)
+    annotations = tuple(one.ready() for one in job.annotations)
     watch.lap("list")
     # Ray and img2dataset load below here: a mistake in the job or a missing list is said at once.
     from pipeline.download import download
@@ -71,7 +72,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
             downloaded = download(rows, job.download, routes, snapshot, advance)
         watch.lap("download")
         with progress("filter", rows.num_rows, "rows") as advance:
-            judged = judge(downloaded, snapshot, job.annotations, job.filters, job.duplicates.near is not None, advance)
+            judged = judge(downloaded, snapshot, annotations, job.filters, job.duplicates.near is not None, advance)
         watch.lap("filter")
         judged = refuse_duplicates(judged, job.duplicates)
         watch.lap("duplicates")

@@ -5,18 +5,20 @@ An annotation is one file. Its name is the file's name, in the job too: `- langu
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, get_args
 
 import pyarrow as pa
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
+from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
 from pipeline.steps import step_reader
 
-ANNOTATIONS = (LanguageAnnotation,)
+_Known = LanguageAnnotation | JoinedColumnsAnnotation
+ANNOTATIONS = get_args(_Known)
 
 AnyAnnotation = Annotated[
-    LanguageAnnotation,
+    Annotated[_Known, Field(discriminator="name")],
     BeforeValidator(step_reader("annotation", [kind.model_fields["name"].default for kind in ANNOTATIONS])),
 ]
 """One annotation as a job file may write it."""
@@ -32,6 +34,9 @@ class Annotation(Protocol):
     @property
     def columns(self) -> pa.Schema:
         """The columns that it adds."""
+
+    def ready(self) -> Annotation:
+        """Itself, checked before anything is fetched and with its paths as every machine means them."""
 
     def annotate(self, pairs: pa.Table) -> pa.Table:
         """The pairs with its columns appended; called with a batch, in any process, any number of times."""

