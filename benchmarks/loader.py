@@ -32,10 +32,12 @@ from PIL import Image
 
 from benchmarks.measurement import interleaved, report, summary
 from hiclip.batch import Views
+from hiclip.data.chance import Chance
+from hiclip.data.image_views import random_box, random_crop
 from hiclip.data.images import Picture
 from hiclip.data.step_reader import StepReader
 from hiclip.data.stream_plan import LoaderSettings, StreamPlan, plan_stream
-from hiclip.data.views import Chance, ViewSettings, random_box, random_crop
+from hiclip.data.view_settings import ViewSettings
 from pipeline.manifest import Manifest, dataset_fingerprint, write_manifest
 from pipeline.pair import PAIR_SCHEMA, pair_id
 from pipeline.shards import write_shards
@@ -97,7 +99,7 @@ def ways(pairs: list[tuple[bytes, str]], plan: StreamPlan) -> dict[str, Callable
     def pillow(images: list[bytes]) -> int:
         for data, chance in zip(images, chances, strict=True):
             image = Image.open(io.BytesIO(data)).convert("RGB")
-            box = random_box(image.height, image.width, chance.generator(), SETTINGS)
+            box = random_box(image.height, image.width, chance.generator(), SETTINGS.crop_scale, SETTINGS.crop_ratio)
             corners = (box.left, box.top, box.left + box.width, box.top + box.height)
             np.asarray(image.resize((plan.image_px, plan.image_px), Image.Resampling.BICUBIC, corners))
         return len(images)

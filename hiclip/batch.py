@@ -27,7 +27,7 @@ TARGETS = "_targets"
 
 @dataclass(frozen=True)
 class Views:
-    """Names of the views of a pair that an objective wants to see; `hiclip.data.views` makes them."""
+    """Names of the views of a pair that an objective wants to see; `hiclip.data` makes them."""
 
     images: tuple[str, ...]
     texts: tuple[str, ...]

@@ -157,6 +157,7 @@ def _to_table(step: RankStep) -> pa.Table:
     }
     columns |= {f"image:{view}": _bytes_of(pixels) for view, pixels in step.images.items()}
     columns |= {f"text:{view}": _bytes_of(tokens) for view, tokens in step.tokens.items()}
+    columns |= {f"regions:{view}": _bytes_of(vectors) for view, vectors in step.regions.items()}
     return pa.table(columns)
 
 
@@ -175,7 +176,12 @@ def _from_table(table: pa.Table, plan: StreamPlan) -> RankStep:
     tokens = {
         view: _array_of(table, f"text:{view}", np.int64, (len(pair_ids), plan.context)) for view in plan.text_views
     }
-    return RankStep(table.column("step")[0].as_py(), images, tokens, pair_ids, table.column("broken")[0].as_py())
+    regions = {
+        view: _array_of(table, f"regions:{view}", np.float16, (len(pair_ids), *plan.region_shape))
+        for view in plan.region_views
+    }
+    step, broken = (table.column(name)[0].as_py() for name in ("step", "broken"))
+    return RankStep(step, images, tokens, pair_ids, broken, regions)
 
 
 def _array_of(table: pa.Table, column: str, kind: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from hiclip.batch import Batch, trim_padding
+from hiclip.batch import TARGETS, Batch, trim_padding
+from hiclip.data.chance import Chance
+from hiclip.data.image_views import IMAGE_VIEWS
 from hiclip.data.images import ImageError, Picture, Pixels, normalise
+from hiclip.data.region_views import REGION_VIEWS, Regions
 from hiclip.data.stream_plan import StreamPlan
+from hiclip.data.text_views import TEXT_VIEWS
 from hiclip.data.tokenizer import Tokenizer, Tokens
-from hiclip.data.views import IMAGE_VIEWS, TEXT_VIEWS, Chance
 from pipeline.manifest import DatasetError, read_manifest
 from pipeline.shards import DatasetReader
 
@@ -38,18 +41,26 @@ class RankStep:
     pair_ids: list[str]
     broken: int
     """Pictures that could not be decoded; the next row of the dataset stands in for each."""
+    regions: dict[str, Regions] = field(default_factory=dict)
+    """View -> (b, M, F)."""
 
     def to_batch(self, device: torch.device | str = "cpu") -> Batch:
         """Normalised tensors on `device`; pictures travel there as bytes and become floats when they have arrived.
 
-        Captions lose the padding that all of them have: most are far shorter than the context.
+        Captions lose the padding that all of them have: most are far shorter than the context. Targets, which name
+        places before a caption's end, keep it.
         """
         # Copied first: what Ray hands out is memory that must not be written, and torch has no name for that.
         images = {view: torch.tensor(pixels).to(device, non_blocking=True) for view, pixels in self.images.items()}
-        tokens = {
-            view: trim_padding(torch.tensor(ids)).to(device, non_blocking=True) for view, ids in self.tokens.items()
-        }
-        return Batch({view: normalise(pixels) for view, pixels in images.items()}, tokens, self.pair_ids)
+        tokens = {view: torch.tensor(ids) for view, ids in self.tokens.items()}
+        tokens = {view: ids if view.endswith(TARGETS) else trim_padding(ids) for view, ids in tokens.items()}
+        regions = {view: torch.tensor(vectors).to(device, non_blocking=True) for view, vectors in self.regions.items()}
+        return Batch(
+            {view: normalise(pixels) for view, pixels in images.items()},
+            {view: ids.to(device, non_blocking=True) for view, ids in tokens.items()},
+            self.pair_ids,
+            {view: vectors.float() for view, vectors in regions.items()},
+        )
 
 
 class StepReader:
@@ -77,18 +88,30 @@ class StepReader:
         self._forget_past_windows(step)
         shape = (len(rows), plan.image_px, plan.image_px, 3)
         images = {view: np.empty(shape, dtype=np.uint8) for view in plan.image_views}
-        texts: dict[str, list[str]] = {view: [] for view in plan.text_views}
-        pair_ids, broken = [], 0
+        pairs: list[tuple[Mapping[str, Any], int]] = []
+        broken = 0
         for place, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
             pair, views, tries = self._draw_images(step, row, epoch)
             for view, pixels in views.items():
                 images[view][place] = pixels
-            for view, collected in texts.items():
-                collected.append(TEXT_VIEWS[view].draw(pair, self._chance(pair, epoch, view), plan.view_settings))
-            pair_ids.append(str(pair["pair_id"]))
+            pairs.append(({name: value for name, value in pair.items() if name != "image"}, epoch))
             broken += tries
-        tokens = {view: self._tokenizer.encode(collected) for view, collected in texts.items()}
-        return RankStep(step, images, tokens, pair_ids, broken)
+        tokens = {view: self._draw_tokens(view, pairs) for view in plan.text_views}
+        regions = {
+            view: np.stack([REGION_VIEWS[view].draw(pair, *plan.region_shape) for pair, _ in pairs])
+            for view in plan.region_views
+        }
+        return RankStep(step, images, tokens, [str(pair["pair_id"]) for pair, _ in pairs], broken, regions)
+
+    def _draw_tokens(self, view: str, pairs: list[tuple[Mapping[str, Any], int]]) -> Tokens:
+        """Pairs and their epochs -> (b, L)."""
+        drawn, settings = TEXT_VIEWS[view], self._plan.view_settings
+        chances = [self._chance(pair, epoch, view) for pair, epoch in pairs]
+        texts = [drawn.draw(pair, chance, settings) for (pair, _), chance in zip(pairs, chances, strict=True)]
+        tokens = self._tokenizer.encode(texts)
+        if drawn.change is None:
+            return tokens
+        return np.stack([drawn.change(row, chance, settings) for row, chance in zip(tokens, chances, strict=True)])
 
     def _draw_images(self, step: int, row: int, epoch: int) -> tuple[Mapping[str, Any], dict[str, Pixels], int]:
         """The pair at `row`, or the first one after it whose picture can be decoded; its views; how many could not."""

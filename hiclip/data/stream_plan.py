@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hiclip.batch import Views
+from hiclip.data.image_views import IMAGE_VIEWS
 from hiclip.data.order import Order
-from hiclip.data.views import IMAGE_VIEWS, TEXT_VIEWS, ViewSettings
+from hiclip.data.region_views import REGION_VIEWS
+from hiclip.data.text_views import TEXT_VIEWS
+from hiclip.data.view_settings import ViewSettings
 from pipeline.manifest import DatasetError, read_manifest
 
 
@@ -63,12 +68,17 @@ class StreamPlan:
     text_views: tuple[str, ...] = ("caption",)
     """Names in `TEXT_VIEWS`."""
     view_settings: ViewSettings = field(default_factory=ViewSettings)
+    region_views: tuple[str, ...] = ()
+    """Names in `REGION_VIEWS`."""
+    region_width: int | None = None
+    """Numbers of a region's vector; needed where there are region views."""
 
     def __post_init__(self) -> None:
-        for names, known in ((self.image_views, IMAGE_VIEWS), (self.text_views, TEXT_VIEWS)):
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"there is no view {name!r}; there are {', '.join(known)}")
+        _check_names(self.image_views, IMAGE_VIEWS)
+        _check_names(self.text_views, TEXT_VIEWS)
+        _check_names(self.region_views, REGION_VIEWS)
+        if self.region_views and not self.region_width:
+            raise ValueError(f"region_width: expected a number with the views {', '.join(self.region_views)}")
 
     @property
     def window_steps(self) -> int:
@@ -80,11 +90,18 @@ class StreamPlan:
         """Columns of the dataset that the views read."""
         views = [IMAGE_VIEWS[name].columns for name in self.image_views]
         views += [TEXT_VIEWS[name].columns for name in self.text_views]
+        views += [REGION_VIEWS[name].columns for name in self.region_views]
         return tuple(dict.fromkeys(("pair_id", "image", *(column for columns in views for column in columns))))
+
+    @property
+    def region_shape(self) -> tuple[int, int]:
+        """M and F of every region view."""
+        return self.view_settings.most_regions, self.region_width or 0
 
     def step_bytes(self, world: int) -> int:
         """Bytes of one rank's part of a step, as it comes from a loader's process."""
         pair = len(self.image_views) * 3 * self.image_px**2 + len(self.text_views) * 8 * self.context
+        pair += len(self.region_views) * 2 * math.prod(self.region_shape)
         return self.batch // world * pair
 
 
@@ -97,8 +114,13 @@ def plan_stream(
     image_px: int,
     context: int,
     view_settings: ViewSettings | None = None,
+    region_width: int | None = None,
+    asked_by: str = "the views",
 ) -> StreamPlan:
-    """The plan for a dataset that is there. Raises DatasetError if it is not, or lacks a column that a view reads."""
+    """The plan for a dataset that is there. Raises DatasetError if it is not, or lacks a column that a view reads.
+
+    `asked_by` says in the error who wants to see the views.
+    """
     manifest = read_manifest(dataset)
     plan = StreamPlan(
         dataset,
@@ -110,11 +132,20 @@ def plan_stream(
         views.images,
         views.texts,
         view_settings or ViewSettings(),
+        views.regions,
+        region_width,
     )
     missing = [column for column in plan.columns if column not in manifest.columns]
     if missing:
         raise DatasetError(
-            f"{dataset}: the views {', '.join(views.images + views.texts)} need the columns {', '.join(missing)}, "
-            f"the dataset has {', '.join(manifest.columns)}"
+            f"{dataset}: {asked_by} {', '.join(views.images + views.texts + views.regions)} need the columns "
+            f"{', '.join(missing)}, the dataset has {', '.join(manifest.columns)}; "
+            "an annotation in the job of pipeline.build makes a column"
         )
     return plan
+
+
+def _check_names(names: tuple[str, ...], known: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no view {name!r}; there are {', '.join(known)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hiclip.data.stream_plan import LoaderSettings
-from hiclip.data.views import ViewSettings
+from hiclip.data.view_settings import ViewSettings
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.objectives import ObjectiveSettings
 from hiclip.objectives.clip import ClipSettings

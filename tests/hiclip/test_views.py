@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from hiclip.data.chance import Chance
 from hiclip.data.colours import ColourSettings, change_colours
+from hiclip.data.image_views import IMAGE_VIEWS, random_box, random_crop
 from hiclip.data.images import Picture, Pixels
-from hiclip.data.views import IMAGE_VIEWS, TEXT_VIEWS, Chance, ViewSettings, random_box, random_crop
+from hiclip.data.text_views import TEXT_VIEWS
+from hiclip.data.view_settings import ViewSettings
 
 CHANCE = Chance(seed=1, pair_id="00ff", epoch=2, view="crop")
 
@@ -72,7 +75,7 @@ def test_a_mirrored_view_is_the_other_way_round() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 10**6))
 def test_boxes_lie_inside(height: int, width: int, epoch: int) -> None:
-    box = random_box(height, width, CHANCE._replace(epoch=epoch).generator(), ViewSettings())
+    box = random_box(height, width, CHANCE._replace(epoch=epoch).generator(), (0.5, 1), (3 / 4, 4 / 3))
     assert box.left >= 0
     assert box.width >= 1
     assert box.left + box.width <= width
@@ -84,8 +87,7 @@ def test_boxes_lie_inside(height: int, width: int, epoch: int) -> None:
 def test_boxes_are_spread_as_the_rule_says() -> None:
     """Of a square: areas even between the limits, logarithms of shapes even where they fit, places even."""
     random = np.random.default_rng(0)
-    few = ViewSettings(crop_scale=(0.2, 0.4))
-    boxes = [random_box(1000, 1000, random, few) for _ in range(4000)]
+    boxes = [random_box(1000, 1000, random, (0.2, 0.4), (3 / 4, 4 / 3)) for _ in range(4000)]
     areas = np.array([box.width * box.height for box in boxes]) / 1e6
     shapes = np.log([box.width / box.height for box in boxes])
     places = np.array([box.left / (1000 - box.width) for box in boxes])
@@ -99,7 +101,7 @@ def test_boxes_are_spread_as_the_rule_says() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1)])
 def test_very_long_pictures_show_their_centre(height: int, width: int) -> None:
-    box = random_box(height, width, CHANCE.generator(), ViewSettings())
+    box = random_box(height, width, CHANCE.generator(), (0.5, 1), (3 / 4, 4 / 3))
     assert abs(box.left + box.width / 2 - width / 2) <= 1
     assert abs(box.top + box.height / 2 - height / 2) <= 1
     assert min(height, width) <= max(box.width, box.height) <= math.ceil(4 / 3 * min(height, width))
