@@ -128,7 +128,7 @@ def through_ray(plan: StreamPlan) -> dict[str, float]:
     from hiclip.data.ray_stream import rank_stream
 
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
         _node_ip_address="127.0.0.1",
     )  # fmt: skip
     numbers = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 
 import ray
@@ -27,7 +28,11 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     else:
+        # A token for this process and its children alone. Without it Ray would write one to ~/.ray, and every later
+        # `ray start` on this machine would ask `ray job submit` for it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
+            address="local",  # not the cluster that someone may have started on this machine
             num_cpus=settings.num_cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,7 @@ os.environ.update(
     # Tests decide about clusters and trackers themselves.
     GIT_PAGER="cat",
 )
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # without one Ray writes one to the home folder
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "HICLIP_HOME"):
     os.environ.pop(name, None)
 
@@ -29,6 +31,6 @@ def ray_session() -> Iterator[None]:
     """A local Ray of four logical CPUs, started once."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
