@@ -24,18 +24,23 @@ class ClipSettings:
     """Chooses this objective."""
     smoothing: float = 0.0
     """Share of the target that the other pairs of the batch divide among them, 0 to below 1; 0 is CLIP."""
+    block_pairs: int | None = None
+    """Pairs of a worker whose logits are held at once; null: all. The loss is the same. With b pairs a worker and B in
+    the batch, it holds 8 * block_pairs * B bytes of logits and their slopes, instead of 20 * b * B."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"smoothing: expected 0 to below 1, got {self.smoothing}")
+        if self.block_pairs is not None and self.block_pairs < 1:
+            raise ValueError(f"block_pairs: expected at least 1, got {self.block_pairs}")
 
     @property
     def views(self) -> Views:
         """What the objective wants to be shown of a pair."""
         return Views(images=("crop",), texts=("caption",))
 
-    def check(self, model: ModelSettings) -> None:
-        """Any model will do."""
+    def check(self, model: ModelSettings, pairs: int) -> None:
+        """Towers of any settings and any number of pairs a worker will do."""
 
     def build(self, model: ModelSettings) -> ClipObjective:
         """The objective's module for towers of these settings."""
@@ -47,7 +52,7 @@ class ClipObjective(Objective):
 
     def __init__(self, settings: ClipSettings) -> None:
         super().__init__(settings.views)
-        self.smoothing = settings.smoothing
+        self.smoothing, self.block_pairs = settings.smoothing, settings.block_pairs
 
     def encode(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
         """-> image and text, each (b, E)."""
@@ -58,4 +63,5 @@ class ClipObjective(Objective):
 
     def losses(self, encoded: dict[str, Tensor], batch: Batch, logit_scale: Tensor) -> dict[str, Tensor]:
         """-> {"contrastive": scalar}."""
-        return {"contrastive": contrastive_loss(encoded["image"], encoded["text"], logit_scale, self.smoothing)}
+        sides = encoded["image"], encoded["text"]
+        return {"contrastive": contrastive_loss(*sides, logit_scale, self.smoothing, self.block_pairs)}

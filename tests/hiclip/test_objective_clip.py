@@ -54,8 +54,8 @@ def test_it_asks_for_a_crop_and_the_caption() -> None:
 def test_its_loss_is_that_of_the_towers_vectors() -> None:
     towers, batch = fresh_towers(), batch_of(0, 1)
     vectors = towers.image_tower(batch.images["crop"]).vector, towers.text_tower(batch.tokens["caption"]).vector
-    for smoothing in (0.0, 0.2):
-        losses = ClipSettings(smoothing=smoothing).build(MODEL)(towers, batch)
+    for smoothing, block in ((0.0, None), (0.2, None), (0.2, 3)):
+        losses = ClipSettings(smoothing=smoothing, block_pairs=block).build(MODEL)(towers, batch)
         assert list(losses) == ["contrastive"]
         expected = contrastive_loss(*vectors, towers.logit_scale(), smoothing)
         assert losses["contrastive"].shape == ()
@@ -93,3 +93,8 @@ def test_the_list_of_objectives() -> None:
 def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match="smoothing: expected 0 to below 1"):
         ClipSettings(smoothing=smoothing)
+
+
+def test_a_block_of_no_pairs_is_refused() -> None:
+    with pytest.raises(ValueError, match="block_pairs: expected at least 1, got 0"):
+        ClipSettings(block_pairs=0)
