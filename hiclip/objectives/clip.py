@@ -11,7 +11,7 @@ from hiclip.batch import Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
-from hiclip.objectives.objective import Objective
+from hiclip.objectives.objective import Objective, check_counts
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class ClipSettings:
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"smoothing: expected 0 to below 1, got {self.smoothing}")
-        if self.block_pairs is not None and self.block_pairs < 1:
-            raise ValueError(f"block_pairs: expected at least 1, got {self.block_pairs}")
+        check_counts(block_pairs=self.block_pairs)
 
     @property
     def views(self) -> Views:

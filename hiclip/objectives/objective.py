@@ -34,3 +34,10 @@ class Objective(nn.Module):
     def losses(self, encoded: dict[str, Tensor], batch: Batch, logit_scale: Tensor) -> dict[str, Tensor]:
         """What `encode` found for all pairs of this rank -> weighted scalars. Of `batch`, targets alone are read."""
         raise NotImplementedError
+
+
+def check_counts(**counts: int | None) -> None:
+    """ValueError, beginning with the key, for a count below 1; None is none."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: expected at least 1, got {count}")
