@@ -6,6 +6,7 @@ The same command again resumes the run from its newest checkpoint; a finished ru
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -64,10 +65,19 @@ def _announce(job: PretrainJob) -> None:
 def stream_plan(job: PretrainJob) -> StreamPlan:
     """Which pairs the job sees and how. DatasetError if the dataset is missing or lacks a column that a view reads."""
     sizes, data = resolve(job.model), job.data
-    views = job.objective.build(job.model).views
-    place = absolute(data.dataset)
+    synonyms = data.views.eda_synonyms
+    settings = replace(data.views, eda_synonyms=None if synonyms is None else absolute(synonyms))
     return plan_stream(
-        place, data.batch, data.window_groups, job.seed, views, sizes.image_px, sizes.context, data.views
+        absolute(data.dataset),
+        data.batch,
+        data.window_groups,
+        job.seed,
+        job.objective.views,
+        sizes.image_px,
+        sizes.context,
+        settings,
+        job.model.region_width,
+        f"objective {job.objective.name} asks for the views",
     )
 
 
@@ -130,8 +140,10 @@ def _artifact(tracker: Tracker, name: str, text: str) -> None:
 
 def plan(job: PretrainJob) -> RenderableType:
     """What `--dry-run` prints, with or without the dataset."""
-    place = folder(job.data.dataset)
-    return bill(job, read_manifest(job.data.dataset) if place.exists(MANIFEST) else None)
+    if not folder(job.data.dataset).exists(MANIFEST):
+        return bill(job, None)
+    stream_plan(job)  # says what the dataset lacks
+    return bill(job, read_manifest(job.data.dataset))
 
 
 def run(job: PretrainJob) -> str:

@@ -115,7 +115,7 @@ def plan_stream(
     context: int,
     view_settings: ViewSettings | None = None,
     region_width: int | None = None,
-    asked_by: str = "the views",
+    asked_by: str = "the stream has the views",
 ) -> StreamPlan:
     """The plan for a dataset that is there. Raises DatasetError if it is not, or lacks a column that a view reads.
 
@@ -138,9 +138,9 @@ def plan_stream(
     missing = [column for column in plan.columns if column not in manifest.columns]
     if missing:
         raise DatasetError(
-            f"{dataset}: {asked_by} {', '.join(views.images + views.texts + views.regions)} need the columns "
-            f"{', '.join(missing)}, the dataset has {', '.join(manifest.columns)}; "
-            "an annotation in the job of pipeline.build makes a column"
+            f"{dataset}: {asked_by} {', '.join(views.images + views.texts + views.regions)}, "
+            f"which need the columns {', '.join(missing)}; the dataset has {', '.join(manifest.columns)}; "
+            "an annotation in the job of pipeline.build makes columns"
         )
     return plan
 

@@ -10,7 +10,7 @@ which acts in the first steps alone: `model.initial_temperature: 0.0498` starts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -32,21 +32,12 @@ _IMAGES = ("view_1", "view_2")
 
 @dataclass(frozen=True)
 class DeclipWeights:
-    """Weights of the four parts. One of 0 is not computed and has no head."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    """Weights of the four parts."""
 
     clip: float
-    """Mean of the four contrastive losses."""
     image_self: float
-    """Agreement of the two views of the picture (SimSiam)."""
     masked_words: float
-    """Guessing of masked words."""
     neighbours: float
-    """Pictures against the nearest neighbours of their texts."""
-
-    def __post_init__(self) -> None:
-        check_weights(self)
 
 
 PRESETS = {
@@ -66,8 +57,16 @@ class DeclipSettings:
 
     name: Literal["declip"] = "declip"
     """Chooses this objective."""
-    weights: Literal["code_yfcc15m", "code_88m", "paper"] | DeclipWeights = "code_yfcc15m"
-    """Weights by name, see `PRESETS`, or all four as numbers: clip, image_self, masked_words, neighbours."""
+    weights: Literal["code_yfcc15m", "code_88m", "paper"] = "code_yfcc15m"
+    """Named weights, see `PRESETS`, behind the four below. A part of weight 0 is not computed and has no head."""
+    clip: float | None = None
+    """Weight of the mean of the four contrastive losses."""
+    image_self: float | None = None
+    """Weight of the agreement of the picture's two views (SimSiam)."""
+    masked_words: float | None = None
+    """Weight of the guessing of masked words."""
+    neighbours: float | None = None
+    """Weight of pictures against the nearest neighbours of their texts."""
     masked_text: Literal["caption", "eda"] = "caption"
     """Which of the two texts is masked, if words are guessed. It is contrasted nevertheless, so that guessing costs no
     text pass of its own. DeCLIP's code masks the caption; with `eda` the caption's own vector stays clean."""
@@ -78,11 +77,13 @@ class DeclipSettings:
 
     def __post_init__(self) -> None:
         check_counts(queue=self.queue, block_pairs=self.block_pairs)
+        check_weights(**vars(self.numbers))
 
     @property
     def numbers(self) -> DeclipWeights:
         """The weights as numbers."""
-        return PRESETS[self.weights] if isinstance(self.weights, str) else self.weights
+        given = {name: getattr(self, name) for name in ("clip", "image_self", "masked_words", "neighbours")}
+        return replace(PRESETS[self.weights], **{name: value for name, value in given.items() if value is not None})
 
     @property
     def masked(self) -> str | None:

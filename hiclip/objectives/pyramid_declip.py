@@ -1,6 +1,6 @@
 """PyramidCLIP's and DeCLIP's objectives as one. Ours: neither paper has it.
 
-    L = pairs * mean of the six softened pairs + multi_view * mean of {global_crop, local_crop} with the EDA text
+    L = pyramid * mean of the six softened pairs + multi_view * mean of {global_crop, local_crop} with the EDA text
       + image_self * SimSiam(global_crop, local_crop) + masked_words * MLM + neighbours * NN(both crops, caption)
 
 The EDA text is the masked one, so that guessing words costs no text pass and the caption's vector stays clean. Crops
@@ -40,30 +40,6 @@ _EDA, _MASKED = "eda", "masked_eda"
 
 
 @dataclass(frozen=True)
-class PyramidDeclipWeights:
-    """Weights of the parts. One of 0 is not computed and has no head.
-
-    The defaults split the 0.6 of DeCLIP's contrastive term between the two papers.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    pairs: float = 0.4
-    """PyramidCLIP's pairs, whose own weights sum to 1."""
-    multi_view: float = 0.2
-    """Both crops with the EDA text, softened like the pairs."""
-    image_self: float = 0.2
-    """Agreement of the two crops (SimSiam)."""
-    masked_words: float = 0.2
-    """Guessing of masked words."""
-    neighbours: float = 0.2
-    """Both crops against the nearest neighbour of the caption."""
-
-    def __post_init__(self) -> None:
-        check_weights(self)
-
-
-@dataclass(frozen=True)
 class PyramidDeclipSettings:
     """Keys of the objective `pyramid_declip`."""
 
@@ -71,8 +47,16 @@ class PyramidDeclipSettings:
 
     name: Literal["pyramid_declip"] = "pyramid_declip"
     """Chooses this objective."""
-    weights: PyramidDeclipWeights = PyramidDeclipWeights()
-    """Weights of the parts."""
+    pyramid: float = 0.4
+    """Weight of PyramidCLIP's pairs, whose own weights sum to 1. With the next it is DeCLIP's 0.6 of contrast."""
+    multi_view: float = 0.2
+    """Weight of both crops with the EDA text, softened like the pairs."""
+    image_self: float = 0.2
+    """Weight of the agreement of the two crops (SimSiam). A part of weight 0 is not computed and has no head."""
+    masked_words: float = 0.2
+    """Weight of the guessing of masked words."""
+    neighbours: float = 0.2
+    """Weight of both crops against the nearest neighbour of the caption."""
     smoothing: float = 0.2
     """See `pyramidclip`."""
     cross_global: float = 1 / 3
@@ -89,29 +73,36 @@ class PyramidDeclipSettings:
     def __post_init__(self) -> None:
         check_shares(self.cross_global, self.cross_local, self.smoothing)
         check_counts(queue=self.queue, block_pairs=self.block_pairs)
+        check_weights(
+            pyramid=self.pyramid,
+            multi_view=self.multi_view,
+            image_self=self.image_self,
+            masked_words=self.masked_words,
+            neighbours=self.neighbours,
+        )
 
     @property
     def pairs(self) -> dict[Pair, float]:
-        """Weights of the pairs of views; they sum to `weights.pairs`."""
-        shares = pair_weights(self.cross_global, self.cross_local, self.regions) if self.weights.pairs else {}
-        return {pair: self.weights.pairs * share for pair, share in shares.items()}
+        """Weights of the pairs of views; they sum to `pyramid`."""
+        shares = pair_weights(self.cross_global, self.cross_local, self.regions) if self.pyramid else {}
+        return {pair: self.pyramid * share for pair, share in shares.items()}
 
     @property
     def eda(self) -> str:
         """The view in the place of the EDA text."""
-        return _MASKED if self.weights.masked_words else _EDA
+        return _MASKED if self.masked_words else _EDA
 
     @property
     def views(self) -> Views:
         """What the objective wants to be shown of a pair."""
         paired = views_of(self.pairs)
-        targets = [_MASKED + TARGETS] if self.weights.masked_words else []
+        targets = [_MASKED + TARGETS] if self.masked_words else []
         return Views(_CROPS, tuple(dict.fromkeys((*paired.texts, "caption", self.eda, *targets))), paired.regions)
 
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings or `pairs` pairs a worker will not do."""
         check_regions(self.name, self.views, model)
-        check_self_supervision(self.name, self.weights, model, pairs)
+        check_self_supervision(self.name, self, model, pairs)
 
     def build(self, model: ModelSettings) -> PyramidDeclipObjective:
         """The objective's module for towers of these settings."""
@@ -124,7 +115,7 @@ class PyramidDeclipObjective(Objective):
     def __init__(self, settings: PyramidDeclipSettings, model: ModelSettings) -> None:
         super().__init__(settings.views)
         self.settings = settings
-        self.self_supervision = SelfSupervision(settings.weights, settings.queue, settings.block_pairs, model)
+        self.self_supervision = SelfSupervision(settings, settings.queue, settings.block_pairs, model)
 
     def encode(self, towers: TwoTowers, batch: Batch) -> dict[str, Tensor]:
         """-> each view's vector (b, E), and `words` (b, L, D), the tokens of the masked text."""
@@ -136,14 +127,13 @@ class PyramidDeclipObjective(Objective):
 
     def losses(self, encoded: dict[str, Tensor], batch: Batch, logit_scale: Tensor) -> dict[str, Tensor]:
         """-> a loss for each pair of views, multi_view, image_self, masked_words, neighbours; see `SelfSupervision`."""
-        settings, weights = self.settings, self.settings.weights
-        smoothing, block = settings.smoothing, settings.block_pairs
+        settings, smoothing, block = self.settings, self.settings.smoothing, self.settings.block_pairs
         first, second = (encoded[view] for view in _CROPS)
         losses = pair_losses(encoded, settings.pairs, logit_scale, smoothing, block)
-        if weights.multi_view:
+        if settings.multi_view:
             eda = encoded[settings.eda]
             both = [contrastive_loss(crop, eda, logit_scale, smoothing, block) for crop in (first, second)]
-            losses["multi_view"] = weights.multi_view * mean(both)
+            losses["multi_view"] = settings.multi_view * mean(both)
         targets = batch.tokens.get(_MASKED + TARGETS)
         words = encoded.get("words")
         return losses | self.self_supervision.losses((first, second), [encoded["caption"]], words, targets, logit_scale)

@@ -85,13 +85,13 @@ def mean(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-def check_weights(weights: object) -> None:
-    """ValueError unless all fields are 0 or more and some are not 0."""
-    for name, value in vars(weights).items():
+def check_weights(**weights: float) -> None:
+    """ValueError, beginning with the key, unless all are 0 or more and one is more."""
+    for name, value in weights.items():
         if value < 0:
             raise ValueError(f"{name}: expected 0 or more, got {value}")
-    if not any(vars(weights).values()):
-        raise ValueError(f"{', '.join(vars(weights))}: expected one above 0")
+    if not any(weights.values()):
+        raise ValueError(f"{', '.join(weights)}: expected one above 0")
 
 
 def check_self_supervision(name: str, weights: SelfWeights, model: ModelSettings, pairs: int) -> None:

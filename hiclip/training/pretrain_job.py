@@ -26,6 +26,9 @@ class DataSettings(Settings):
     """Folder or s3:// address that `pipeline.build` wrote."""
     batch: Annotated[int, Field(ge=2)]
     """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pairs that a worker encodes at once, a divisor of its share of `batch`; null: all. The gradient is the same, memory
+    is that of so few pairs, and a step takes a third longer, for all are encoded twice (gradient caching)."""
     window_groups: Annotated[int, Field(ge=1)] = 64
     """Row groups whose pairs are mixed with each other; more mix better and take more memory."""
     views: ViewSettings = ViewSettings()
@@ -91,7 +94,7 @@ class PretrainJob(Job):
     data: DataSettings
     model: ModelSettings = ModelSettings()
     """The towers, see `hiclip.model.sizes`."""
-    objective: ObjectiveSettings = ClipSettings()
+    objective: Annotated[ObjectiveSettings, Field(discriminator="name")] = ClipSettings()
     """What is learnt from a batch, see `hiclip.objectives`."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings
@@ -135,6 +138,8 @@ class PretrainJob(Job):
             raise ValueError(
                 f"data.batch: expected a multiple of workers.count ({self.workers.count}), came {self.data.batch}"
             )
+        self.objective.check(self.model, self.data.batch // self.workers.count)
+        self._check_micro_batch()
         if self.engine.name == "plain" and self.workers.count > 1:
             raise ValueError(
                 f"engine.name: plain trains with workers.count 1, came {self.workers.count}; use deepspeed"
@@ -144,3 +149,19 @@ class PretrainJob(Job):
                 f"schedule.pairs: expected at least one batch ({self.data.batch}), came {self.schedule.pairs}"
             )
         return self
+
+    def _check_micro_batch(self) -> None:
+        micro_batch, share = self.data.micro_batch, self.data.batch // self.workers.count
+        if micro_batch is None:
+            return
+        if share % micro_batch:
+            raise ValueError(
+                f"data.micro_batch: expected a divisor of the {share} pairs of a worker "
+                f"(data.batch / workers.count), came {micro_batch}"
+            )
+        if resolve(self.model).sees_the_batch:
+            key = "model.leff" if self.model.leff else "model.size"
+            raise ValueError(
+                f"data.micro_batch: expected null with {key} {getattr(self.model, key.split('.')[1])}, whose batch norms "
+                f"would see {micro_batch} pairs and not the {share} of a worker, came {micro_batch}"
+            )

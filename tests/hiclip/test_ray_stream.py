@@ -160,7 +160,7 @@ def test_a_view_that_nobody_knows_or_the_dataset_lacks(dataset: str) -> None:
     with pytest.raises(ValueError, match="no view 'rotated'; there are crop"):
         plan_stream(dataset, 8, 5, 0, Views(("rotated",), ("caption",)), 16, 12)
     says = (
-        r"the views crop, summary need the columns caption_summary, the dataset has pair_.* an annotation in the job of"
+        r"views crop, summary, which need the columns caption_summary; the dataset has pair_.* an annotation in the"
     )
     with pytest.raises(DatasetError, match=says):
         plan_stream(dataset, 8, 5, 0, Views(("crop",), ("summary",)), 16, 12)
