@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from hiclip.training.checkpoint import Checkpoint, read_checkpoint
 from hiclip.training.cost import parameters, train_flops
@@ -60,13 +61,21 @@ def claim(job: PretrainJob) -> None:
     if not place.exists("job.yaml"):
         place.make().write_text("job.yaml", resolved_yaml(job))
         return
-    earlier = yaml.safe_load(place.read_text("job.yaml"))
+    earlier = _of_today(yaml.safe_load(place.read_text("job.yaml")))
     for key, before, now in _differences(earlier, resolved(job)):
         if key.split(".")[0] not in NOT_THE_RESULT:
             raise JobError(
                 f"out: {place.root} holds a run of another job: there {key} is {before!r}, here {now!r}; "
                 "choose another out, or remove that folder to start over"
             )
+
+
+def _of_today(earlier: Any) -> Any:
+    """A stored job with the defaults of keys that have come since: they stand for what was done without them."""
+    try:
+        return resolved(PretrainJob.model_validate(earlier))
+    except ValidationError:  # a key has gone or has another meaning: shown as it is
+        return earlier
 
 
 def finished(job: PretrainJob, manifest: Manifest) -> PretrainResult | None:

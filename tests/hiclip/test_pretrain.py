@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from small_dataset import small_dataset
 from small_run import small_job
 
@@ -24,7 +25,7 @@ from hiclip.training.rank_run import RunPlace
 from hiclip.training.source_commit import source_commit
 from hiclip.training.this_process import run_here
 from pipeline.command import run_command
-from pipeline.jobfile import resolved_yaml
+from pipeline.jobfile import JobError, resolved_yaml
 from pipeline.storage import absolute
 
 
@@ -194,6 +195,21 @@ def test_the_folder_of_another_job_is_refused(
     assert command(other, tmp_path) == 2
     line = capsys.readouterr().err
     assert "holds a run of another job: there optimizer.learning_rate is 0.001, here 0.002" in line
+
+
+def test_a_run_from_before_a_key_existed_is_the_same_run(dataset: Path, tmp_path: Path) -> None:
+    from hiclip.training.run_folder import claim
+
+    job = small_job(str(tmp_path / "run"), str(dataset))
+    claim(job)
+    stored = tmp_path / "run" / "job.yaml"
+    without = yaml.safe_load(stored.read_text())
+    del without["data"]["views"]["crop_ratio"]
+    stored.write_text(yaml.safe_dump(without))
+    claim(job)
+    flat = small_job(str(tmp_path / "run"), str(dataset), data={"views": {"crop_ratio": [1, 1]}})
+    with pytest.raises(JobError, match=r"there data\.views\.crop_ratio is \[0\.75, "):
+        claim(flat)
 
 
 def test_an_altered_shard_is_refused_before_a_worker_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
