@@ -2,6 +2,9 @@
 
 Patches attend under affinities between adjacent patches, so that groups of them merge layer by layer into objects. The
 CLS token stands outside the grid and reads all groups.
+
+As PyramidCLIP's, the tower can have LeFF in its front layers, and let regions (vectors of detected objects) in behind
+them: they share CLS, the norms, the rear layers and the projection with pictures.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ from torch import Tensor, nn
 
 from hiclip.model.affinity import NeighbourProjection, PatchLinks, grid_affinity
 from hiclip.model.hierarchy import grid_mask, with_cls, with_self_link
-from hiclip.model.sizes import ModelSettings, Sizes
+from hiclip.model.leff import Leff
+from hiclip.model.regions import RegionProjection, present_regions
+from hiclip.model.sizes import ModelSettings, Sizes, TowerSize
 from hiclip.model.tower_output import TowerOutput
-from hiclip.model.transformer import Hierarchy, Transformer
+from hiclip.model.transformer import FeedForward, Hierarchy, Mlp, Transformer
 
 
 class GridHierarchy(Hierarchy[PatchLinks]):
     """Affinities of a grid of patches behind one CLS token, and the mask they give."""
 
-    def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
+    def __init__(self, settings: ModelSettings, size: TowerSize, grid: int) -> None:
         super().__init__()
         self.settings = settings
-        self.grid = sizes.grid
-        self.projection = NeighbourProjection(sizes.image.width, sizes.image.affinity_width)
+        self.grid = grid
+        self.projection = NeighbourProjection(size.width, size.affinity_width)
 
     def affinities(self, tokens: Tensor, chain: Tensor | None, previous: PatchLinks | None) -> PatchLinks:
         """Layer input (B, 1 + R*C, D), CLS first -> right (B, R, C-1) and down (B, R-1, C)."""
@@ -43,17 +48,25 @@ class ImageTower(nn.Module):
 
     def __init__(self, settings: ModelSettings, sizes: Sizes) -> None:
         super().__init__()
-        width = sizes.image.width
+        size, grid = sizes.image, sizes.grid
+        assert isinstance(size, TowerSize)
+        width = size.width
+        self.front_layers = sizes.front_layers
         self.patch_embedding = nn.Conv2d(3, width, sizes.patch_px, stride=sizes.patch_px, bias=False)
         # Left as PyTorch draws it, as in CLIP; frozen, it is DeCLIP's (the stability trick of MoCo v3).
         self.patch_embedding.weight.requires_grad_(not settings.frozen_patch_embedding)
         self.cls_token = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(1 + sizes.grid**2, width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(1 + grid**2, width) * width**-0.5)
         self.stream_norm = nn.LayerNorm(width)
-        self.transformer = Transformer[PatchLinks](sizes.image, lambda: GridHierarchy(settings, sizes))
+
+        def make_mlp(layer: int) -> FeedForward:
+            return Leff(width, grid) if layer < size.leff_layers else Mlp(width)
+
+        self.transformer = Transformer[PatchLinks](size, lambda: GridHierarchy(settings, size, grid), make_mlp)
         self.final_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, sizes.embedding, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
+        self.regions = RegionProjection(sizes.region_width, width) if sizes.region_width else None
 
     def forward(
         self, images: Tensor, given: Sequence[PatchLinks] | None = None, *, all_tokens: bool = False
@@ -70,3 +83,20 @@ class ImageTower(nn.Module):
         tokens, affinities = self.transformer(tokens, given=given, places=None if all_tokens else read)
         tokens = self.final_norm(tokens)
         return TowerOutput(self.projection(tokens[:, 0]), tokens if all_tokens else None, affinities)
+
+    def embed_regions(self, regions: Tensor, *, all_tokens: bool = False) -> TowerOutput[PatchLinks]:
+        """(B, M, F) vectors of regions -> the tower's output, its tokens (B, 1 + M, D) with CLS first.
+
+        Regions have no positions and no neighbours: their order changes nothing, no layer has affinities, and only the
+        layers behind the front see them. A region of zeros is absent and read by none. PyramidCLIP's released model.
+        """
+        assert self.regions is not None, "region_width is null"
+        assert self.front_layers is not None
+        cls_token = self.cls_token.expand(len(regions), 1, -1)
+        tokens = self.regions(regions)
+        tokens = self.stream_norm(torch.cat((cls_token.to(tokens.dtype), tokens), dim=1))
+        allowed = present_regions(regions)[:, None, :].expand(-1, tokens.shape[1], -1)
+        read = torch.zeros(len(regions), 1, dtype=torch.long, device=regions.device)
+        tokens = self.transformer.enter(tokens, self.front_layers, allowed, None if all_tokens else read)
+        tokens = self.final_norm(tokens)
+        return TowerOutput(self.projection(tokens[:, 0]), tokens if all_tokens else None, [])

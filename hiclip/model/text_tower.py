@@ -1,7 +1,7 @@
 """The text tower: CLIP's text transformer, with HiCLIP's Tree Transformer over the chain of its words.
 
 Words attend under affinities between neighbouring words, so that phrases merge layer by layer into a sentence. The
-caption's vector is read at its end token.
+caption's vector is read at its end token, or is the greatest value of each channel over all of its tokens.
 """
 
 from __future__ import annotations
@@ -68,14 +68,26 @@ class TextTower(nn.Module):
         bottom first; see `ImageTower.forward`. `all_tokens`: see `TowerOutput`.
         """
         end = end_positions(tokens)[:, None]
+        every = all_tokens or self.settings.text_pooling == "max"
         place = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         stream, affinities = self.transformer(
-            stream, self._allowed(place, end), self._chain(place, end), given, None if all_tokens else end
+            stream, self._allowed(place, end), self._chain(place, end), given, None if every else end
         )
         stream = self.final_norm(stream)
-        at_end = take(stream, end) if all_tokens else stream
-        return TowerOutput(self.projection(at_end.squeeze(1)), stream if all_tokens else None, affinities)
+        pooled = self._pooled(stream, place, end) if every else stream.squeeze(1)
+        return TowerOutput(self.projection(pooled), stream if all_tokens else None, affinities)
+
+    def _pooled(self, stream: Tensor, place: Tensor, end: Tensor) -> Tensor:
+        """Tokens after the final norm (B, L, D) -> (B, D).
+
+        "max" looks at places up to a caption's end. PyramidCLIP's released model looks at padding too, whose tokens
+        attend to the caption as further read-outs; but then a feature depends on how far a caption happens to be
+        padded, padding cannot be trimmed, and under a hierarchy padding is linked to nothing.
+        """
+        if self.settings.text_pooling == "end":
+            return take(stream, end).squeeze(1)
+        return stream.masked_fill((place > end).unsqueeze(-1), float("-inf")).amax(dim=1)
 
     def _chain(self, place: Tensor, end: Tensor) -> Tensor:
         """Places (L,) and ends (B, 1) -> (B, L) bool: the tokens that are linked to their neighbours."""

@@ -16,7 +16,8 @@ from hiclip.model.hierarchy import hierarchy_attention
 from hiclip.model.sizes import TowerSize
 from hiclip.model.tower_output import Links
 
-_QUICK_GELU = 1.702
+QUICK_GELU = 1.702
+"""Slope of CLIP's activation, x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702."""
 
 
 class Hierarchy(nn.Module, Generic[Links]):
@@ -62,8 +63,15 @@ class ScaledLinear(nn.Linear):
         return F.linear(input, self.weight * self.weight_scale, self.bias * self.bias_scale)
 
 
-class Mlp(nn.Module):
-    """Four times wider and back, with QuickGELU between: x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702.
+class FeedForward(nn.Module):
+    """What a layer does after attention, (B, N, D) -> (B, N, D): linear maps to more channels and back, and between."""
+
+    widen: nn.Linear
+    narrow: nn.Linear
+
+
+class Mlp(FeedForward):
+    """Four times wider and back, with QuickGELU between, as SiLU(1.702 x) / 1.702.
 
     SiLU is one kernel that keeps one tensor for the backward, where QuickGELU's own formula takes three and keeps two,
     over the largest activations of the model. Its constants go into the weights, which are far smaller.
@@ -71,8 +79,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.widen = ScaledLinear(width, 4 * width, _QUICK_GELU, _QUICK_GELU)
-        self.narrow = ScaledLinear(4 * width, width, 1 / _QUICK_GELU, 1.0)
+        self.widen = ScaledLinear(width, 4 * width, QUICK_GELU, QUICK_GELU)
+        self.narrow = ScaledLinear(4 * width, width, 1 / QUICK_GELU, 1.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -83,13 +91,13 @@ class Mlp(nn.Module):
 class Layer(nn.Module, Generic[Links]):
     """Attention and MLP, each added to the stream; `hierarchy` is None where the layer attends as plain CLIP does."""
 
-    def __init__(self, width: int, heads: int, hierarchy: Hierarchy[Links] | None) -> None:
+    def __init__(self, width: int, heads: int, hierarchy: Hierarchy[Links] | None, mlp: FeedForward) -> None:
         super().__init__()
         self.hierarchy = hierarchy
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = mlp
 
     def forward(
         self, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None, places: Tensor | None = None
@@ -110,10 +118,21 @@ class Layer(nn.Module, Generic[Links]):
 class Transformer(nn.Module, Generic[Links]):
     """A stack of layers that hands affinities upwards; initialised as CLIP's."""
 
-    def __init__(self, size: TowerSize, make_hierarchy: Callable[[], Hierarchy[Links]]) -> None:
+    def __init__(
+        self,
+        size: TowerSize,
+        make_hierarchy: Callable[[], Hierarchy[Links]],
+        make_mlp: Callable[[int], FeedForward] | None = None,
+    ) -> None:
+        """`make_mlp` makes what the layer of a number has after attention; None: an `Mlp` in every layer."""
         super().__init__()
         self.layers = nn.ModuleList(
-            Layer(size.width, size.heads, make_hierarchy() if layer in size.hierarchy_layers else None)
+            Layer(
+                size.width,
+                size.heads,
+                make_hierarchy() if layer in size.hierarchy_layers else None,
+                make_mlp(layer) if make_mlp else Mlp(size.width),
+            )
             for layer in range(size.depth)
         )
         self._initialise(size.width, size.depth)
@@ -145,6 +164,16 @@ class Transformer(nn.Module, Generic[Links]):
                 found.append(links)
             tokens = layer(tokens, allowed, mask, places if number == last else None)
         return tokens, found
+
+    def enter(self, tokens: Tensor, first_layer: int, allowed: Tensor | None, places: Tensor | None = None) -> Tensor:
+        """A stream that skips the layers below `first_layer` and has no hierarchy: its tokens have no neighbours.
+
+        (B, N, D) -> (B, N, D), or (B, M, D) for the `places` (B, M); `allowed` (B, N, N) as in `forward`.
+        """
+        rear = list(self._stack())[first_layer:]
+        for layer in rear:
+            tokens = layer(tokens, allowed, None, places if layer is rear[-1] else None)
+        return tokens
 
     def _stack(self) -> Iterable[Layer[Links]]:
         return cast("Iterable[Layer[Links]]", self.layers)

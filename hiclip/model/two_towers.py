@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hiclip.model.affinity import at_least_float32
 from hiclip.model.image_tower import ImageTower
-from hiclip.model.sizes import ModelSettings, resolve
+from hiclip.model.resnet import ResNetTower
+from hiclip.model.sizes import ModelSettings, ResNetSize, resolve
 from hiclip.model.text_tower import TextTower
 from hiclip.model.tower_output import TowerOutput
 
@@ -37,6 +38,7 @@ class TwoTowers(nn.Module):
         super().__init__()
         sizes = resolve(settings)
         self.settings = settings
-        self.image_tower = ImageTower(settings, sizes)
+        is_resnet = isinstance(sizes.image, ResNetSize)
+        self.image_tower: ImageTower | ResNetTower = ResNetTower(sizes) if is_resnet else ImageTower(settings, sizes)
         self.text_tower = TextTower(settings, sizes)
         self.logit_scale = LogitScale(settings.initial_temperature, settings.max_logit_scale)
