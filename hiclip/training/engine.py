@@ -14,24 +14,44 @@ from torch import Tensor, nn
 
 from hiclip.batch import Batch
 from hiclip.model.two_towers import TwoTowers
+from hiclip.objectives.objective import Objective
+from hiclip.training.gradient_cache import encode_in_chunks
 from hiclip.training.optimizer import OptimizerSettings, make_optimizer, set_rate
 
 
 class Pretraining(nn.Module):
     """Towers and objective as the one module that is trained, so that an engine may wrap, shard and gather it whole."""
 
-    def __init__(self, towers: TwoTowers, objective: nn.Module, bf16: bool = False) -> None:
+    def __init__(
+        self, towers: TwoTowers, objective: Objective, bf16: bool = False, micro_batch: int | None = None
+    ) -> None:
         super().__init__()
         self.towers = towers
         self.objective = objective
         self.bf16 = bf16
+        self.micro_batch = micro_batch
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """This rank's pairs -> weighted losses by name; weights stay fp32 when the arithmetic is bf16."""
-        # Inside the module: DeepSpeed switches off an autocast that is around its own forward.
-        with torch.autocast(next(iter(batch.images.values())).device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.objective(self.towers, batch)
-        return losses
+        """This rank's pairs -> weighted losses by name; weights stay fp32 when the arithmetic is bf16.
+
+        With a `micro_batch` the towers encode that many pairs at once, and again in the backward; the losses and their
+        gradients are the same.
+        """
+        if self.micro_batch is None:
+            encoded = self._encode(batch)
+        else:
+            encoded = encode_in_chunks(self._encode, self.towers, batch, self.micro_batch)
+        with self._arithmetic(batch):
+            return self.objective.losses(encoded, batch, self.towers.logit_scale())
+
+    def _encode(self, batch: Batch) -> dict[str, Tensor]:
+        with self._arithmetic(batch):
+            return self.objective.encode(self.towers, batch)
+
+    def _arithmetic(self, batch: Batch) -> torch.autocast:
+        # Inside the module: DeepSpeed switches off an autocast that is around its own forward. One for each stage: it
+        # keeps the weights' bf16 copies until it ends, and those that a pass without graph has made carry no gradient.
+        return torch.autocast(next(iter(batch.images.values())).device.type, torch.bfloat16, enabled=self.bf16)
 
 
 class Engine(Protocol):
