@@ -64,6 +64,7 @@ DOORS = {
     "deepspeed": {"hiclip.training.deepspeed_engine"},
     "mlflow": {"hiclip.training.mlflow_tracker"},
     "instant_clip_tokenizer": {"hiclip.data.tokenizer"},
+    "triton": {"hiclip.model.attention_kernels"},
     "simplejpeg": {"hiclip.data.images"},
 }
 

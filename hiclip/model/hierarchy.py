@@ -3,9 +3,15 @@
 C of two tokens is the product of the affinities along the path between them (HiCLIP eq. 2 and 9), computed as the
 exponential of a difference of prefix sums of logarithms. It multiplies attention after the softmax, is shared by all
 heads, and its rows are not normalised again: a token in a small group attends less, not elsewhere.
+
+A layer hands on its links with the switches they are read by (`SentenceLinks`, `GridLinks`), not C: a kernel takes
+their tables, the reference path their dense C, and a layer that is read at one place only the rows of it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +21,95 @@ from hiclip.model.affinity import WordLinks, at_least_float32
 from hiclip.model.sizes import ClsLink, PathMerge, SelfLink
 
 
+@dataclass(frozen=True)
+class SentenceLinks:
+    """Links of a layer's words, and how they become C."""
+
+    affinity: WordLinks
+    """(B, N-1)."""
+    chain: Tensor
+    """(B, N) bool: the words that are nodes of the chain."""
+    special_tokens_in_chain: bool = True
+    """If not, a word outside the chain is linked to all words by 1."""
+    self_link: SelfLink = "one"
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Heights (B, N), whose differences are ln C, and segments (B, N) int32: -1 outside the chain, C = 1 to all."""
+        height, segment = _heights_and_segments(self.affinity)
+        return height, segment if self.special_tokens_in_chain else segment.masked_fill(~self.chain, -1)
+
+    def dense(self) -> Tensor:
+        """C (B, N, N)."""
+        mask = sentence_mask(self.affinity)
+        if not self.special_tokens_in_chain:
+            mask = mask.masked_fill(~(self.chain[:, :, None] & self.chain[:, None, :]), 1.0)
+        return with_self_link(mask, self.self_link)
+
+    def rows(self, places: Tensor) -> Tensor:
+        """C (B, M, N) of the words at `places` (B, M) alone."""
+        height, segment = self.tables()
+        here, there = height.gather(1, places)[:, :, None], height[:, None, :]
+        own, other = segment.gather(1, places)[:, :, None], segment[:, None, :]
+        rows = (-(here - there).abs()).exp().masked_fill(own != other, 0.0)
+        return _emptied_at(places, rows.masked_fill((own < 0) | (other < 0), 1.0), self.self_link)
+
+
+@dataclass(frozen=True)
+class GridLinks:
+    """Links of a layer's patches behind one CLS token, and how they become C."""
+
+    right: Tensor
+    """(B, R, C-1)."""
+    down: Tensor
+    """(B, R-1, C)."""
+    merge: PathMerge = "max"
+    cls_link: ClsLink = "one"
+    self_link: SelfLink = "one"
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Heights along each row and along each column, (B, R, C) both: their differences are ln C on it."""
+        along_column = _heights(at_least_float32(self.down).transpose(1, 2)).transpose(1, 2)
+        return _heights(at_least_float32(self.right)).contiguous(), along_column.contiguous()
+
+    def dense(self) -> Tensor:
+        """C (B, 1 + R*C, 1 + R*C), CLS first."""
+        return with_self_link(
+            with_cls(grid_mask(self.right, self.down, merge=self.merge), self.cls_link), self.self_link
+        )
+
+    def rows(self, places: Tensor) -> Tensor:
+        """C (B, M, 1 + R*C) of the tokens at `places` (B, M) alone."""
+        if self.cls_link != "one":
+            dense = self.dense()
+            return dense.gather(1, places[:, :, None].expand(-1, -1, dense.shape[-1]))
+        along_row, along_column = self.tables()
+        patch = (places - 1).clamp_min(0)
+        rows = self._patch_rows(along_row, along_column, patch // along_row.shape[2], patch % along_row.shape[2])
+        rows = F.pad(rows.masked_fill((places == 0)[:, :, None], 1.0), (1, 0), value=1.0)
+        return _emptied_at(places, rows, self.self_link)
+
+    def _patch_rows(self, along_row: Tensor, along_column: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """(B, R, C) heights and the patches at row, column (B, M) -> C (B, M, R*C)."""
+        batch = torch.arange(len(row), device=row.device)[:, None]
+        turned = along_row[batch, row] - along_row[batch, row, column][..., None]  # (B, M, C)
+        row_first = turned.abs()[:, :, None] + (along_column[:, None] - along_column[batch, row][:, :, None]).abs()
+        turned = along_column[batch, :, column] - along_column[batch, row, column][..., None]  # (B, M, R)
+        column_first = turned.abs()[..., None] + (along_row[:, None] - along_row[batch, :, column][..., None]).abs()
+        if self.merge == "mean":
+            return (((-row_first).exp() + (-column_first).exp()) / 2).flatten(2)
+        return (-torch.minimum(row_first, column_first)).exp().flatten(2)
+
+
+HierarchyLinks: TypeAlias = SentenceLinks | GridLinks
+
+
 def sentence_mask(affinity: WordLinks) -> Tensor:
     """(B, N-1) affinities -> C (B, N, N): C_ij is the product of the links between words i and j, C_ii is 1 (eq. 2).
 
     A link of affinity 0 (padding) separates exactly: C is 0 across it, and no gradient flows into it.
     """
-    affinity = at_least_float32(affinity)
-    apart = affinity <= 0
-    near = _path_products(affinity.masked_fill(apart, 1.0))
-    segment = F.pad(apart.cumsum(dim=-1), (1, 0))
-    return near.masked_fill(segment[:, :, None] != segment[:, None, :], 0.0)
+    height, segment = _heights_and_segments(affinity)
+    return _products(height).masked_fill(segment[:, :, None] != segment[:, None, :], 0.0)
 
 
 def grid_mask(right: Tensor, down: Tensor, *, merge: PathMerge = "max") -> Tensor:
@@ -88,7 +173,32 @@ def hierarchy_attention(
 
 def _path_products(affinity: Tensor) -> Tensor:
     """(..., N-1) links of a chain -> (..., N, N) products of the links between every two of its places."""
+    return _products(_heights(affinity))
+
+
+def _products(height: Tensor) -> Tensor:
+    """(..., N) heights -> (..., N, N)."""
+    return (-(height.unsqueeze(-1) - height.unsqueeze(-2)).abs()).exp()
+
+
+def _heights(affinity: Tensor) -> Tensor:
+    """(..., N-1) links of a chain -> (..., N) prefix sums of their logarithms, from 0."""
     # Clamped so that a link of 0 stays finite: far below any affinity, which is at least 3e-5.
     steps = affinity.clamp_min(torch.finfo(affinity.dtype).tiny).log()
-    height = F.pad(steps.cumsum(dim=-1), (1, 0))
-    return (-(height.unsqueeze(-1) - height.unsqueeze(-2)).abs()).exp()
+    return F.pad(steps.cumsum(dim=-1), (1, 0))
+
+
+def _heights_and_segments(affinity: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N-1) -> (B, N) heights that stay level over a link of 0, and (B, N) int32 numbers of what it separates."""
+    affinity = at_least_float32(affinity)
+    apart = affinity <= 0
+    segment = F.pad(apart.cumsum(dim=-1, dtype=torch.int32), (1, 0))
+    return _heights(affinity.masked_fill(apart, 1.0)), segment
+
+
+def _emptied_at(places: Tensor, rows: Tensor, self_link: SelfLink) -> Tensor:
+    """Rows of C (B, M, N) at `places` (B, M), the weight of each token to itself as `self_link` says."""
+    if self_link == "one":
+        return rows
+    itself = torch.arange(rows.shape[-1], device=rows.device) == places[:, :, None]
+    return rows.masked_fill(itself, 0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hiclip.model.affinity import NeighbourProjection, PatchLinks, grid_affinity
-from hiclip.model.hierarchy import grid_mask, with_cls, with_self_link
+from hiclip.model.hierarchy import GridLinks
 from hiclip.model.leff import Leff
 from hiclip.model.regions import RegionProjection, present_regions
 from hiclip.model.sizes import ModelSettings, Sizes, TowerSize
@@ -37,10 +37,10 @@ class GridHierarchy(Hierarchy[PatchLinks]):
         query, key = (side.unflatten(1, (self.grid, self.grid)) for side in self.projection(tokens[:, 1:]))
         return grid_affinity(query, key, previous, scale=self.settings.affinity_scale)
 
-    def mask(self, links: PatchLinks, chain: Tensor | None) -> Tensor:
-        """Affinities -> C (B, 1 + R*C, 1 + R*C)."""
-        patches = grid_mask(*links, merge=self.settings.path_merge)
-        return with_self_link(with_cls(patches, self.settings.cls_link), self.settings.self_link)
+    def mask(self, links: PatchLinks, chain: Tensor | None) -> GridLinks:
+        """Affinities -> what gives C (B, 1 + R*C, 1 + R*C)."""
+        right, down = links
+        return GridLinks(right, down, self.settings.path_merge, self.settings.cls_link, self.settings.self_link)
 
 
 class ImageTower(nn.Module):

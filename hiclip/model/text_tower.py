@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiclip.batch import end_positions
 from hiclip.model.affinity import NeighbourProjection, WordLinks, sentence_affinity
-from hiclip.model.hierarchy import sentence_mask, with_self_link
+from hiclip.model.hierarchy import SentenceLinks
 from hiclip.model.sizes import ModelSettings, Sizes
 from hiclip.model.tower_output import TowerOutput
 from hiclip.model.transformer import Hierarchy, Transformer, take
@@ -33,13 +33,10 @@ class SentenceHierarchy(Hierarchy[WordLinks]):
         query, key = self.projection(tokens)
         return sentence_affinity(query, key, chain, previous, scale=self.settings.affinity_scale)
 
-    def mask(self, links: WordLinks, chain: Tensor | None) -> Tensor:
-        """Affinities -> C (B, N, N)."""
+    def mask(self, links: WordLinks, chain: Tensor | None) -> SentenceLinks:
+        """Affinities -> what gives C (B, N, N)."""
         assert chain is not None
-        mask = sentence_mask(links)
-        if not self.settings.special_tokens_in_chain:
-            mask = mask.masked_fill(~(chain[:, :, None] & chain[:, None, :]), 1.0)
-        return with_self_link(mask, self.settings.self_link)
+        return SentenceLinks(links, chain, self.settings.special_tokens_in_chain, self.settings.self_link)
 
 
 class TextTower(nn.Module):

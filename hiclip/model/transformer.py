@@ -7,14 +7,21 @@ hierarchy first updates the affinities from its input, and then attends under th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Generic, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiclip.model.hierarchy import hierarchy_attention
+from hiclip.model.hierarchy import HierarchyLinks, hierarchy_attention
 from hiclip.model.sizes import TowerSize
 from hiclip.model.tower_output import Links
+
+# Triton comes with torch's CUDA builds, and on a CPU its kernels only run interpreted.
+_HAS_KERNEL = torch.version.cuda is not None and find_spec("triton") is not None
+if _HAS_KERNEL:
+    from hiclip.model.fused_attention import can_fuse, fused_attention
 
 QUICK_GELU = 1.702
 """Slope of CLIP's activation, x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702."""
@@ -27,8 +34,8 @@ class Hierarchy(nn.Module, Generic[Links]):
         """Layer input (B, N, D), its linked tokens (B, N) and the affinities of the layer below -> this layer's."""
         raise NotImplementedError
 
-    def mask(self, links: Links, chain: Tensor | None) -> Tensor:
-        """Affinities -> hierarchy mask C (B, N, N) of the whole sequence, special tokens included."""
+    def mask(self, links: Links, chain: Tensor | None) -> HierarchyLinks:
+        """Affinities -> what gives the hierarchy mask C of the whole sequence, special tokens included."""
         raise NotImplementedError
 
 
@@ -42,11 +49,16 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, readers: Tensor, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What M readers (B, M, D) read from the tokens (B, N, D): (B, M, D). `allowed` and `mask` are (B, M, N)."""
+    def forward(
+        self, readers: Tensor, tokens: Tensor, allowed: Tensor | None, mask: HierarchyLinks | Tensor | None
+    ) -> Tensor:
+        """What M readers (B, M, D) read from the tokens (B, N, D): (B, M, D). `allowed` is (B, M, N), and so is a C.
+
+        `mask`: the layer's links where all tokens read, the readers' own rows of C where only some do.
+        """
         query = self.query(readers).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        read = hierarchy_attention(query, key, value, mask, None if allowed is None else allowed.unsqueeze(1))
+        read = _read(query, key, value, mask, allowed)
         joined: Tensor = self.output(read.transpose(1, 2).flatten(2))
         return joined
 
@@ -100,16 +112,16 @@ class Layer(nn.Module, Generic[Links]):
         self.mlp = mlp
 
     def forward(
-        self, tokens: Tensor, allowed: Tensor | None, mask: Tensor | None, places: Tensor | None = None
+        self, tokens: Tensor, allowed: Tensor | None, links: HierarchyLinks | None, places: Tensor | None = None
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, M, D) for the `places` (B, M) alone. `allowed` and `mask` are (B, N, N)."""
+        """(B, N, D) -> (B, N, D), or (B, M, D) for the `places` (B, M) alone. `allowed` is (B, N, N)."""
         normed = self.attention_norm(tokens)
-        if places is None:
-            readers, stream = normed, tokens
-        else:
+        readers, stream = normed, tokens
+        mask: HierarchyLinks | Tensor | None = links
+        if places is not None:
             readers, stream = take(normed, places), take(tokens, places)
             allowed = None if allowed is None else take(allowed, places)
-            mask = None if mask is None else take(mask, places)
+            mask = None if links is None else links.rows(places)
         stream = stream + self.attention(readers, normed, allowed, mask)
         mixed: Tensor = stream + self.mlp(self.mlp_norm(stream))
         return mixed
@@ -196,3 +208,14 @@ class Transformer(nn.Module, Generic[Links]):
 def take(rows: Tensor, places: Tensor) -> Tensor:
     """(B, N, X) and (B, M) indices -> (B, M, X): the rows at these places."""
     return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def _read(
+    query: Tensor, key: Tensor, value: Tensor, mask: HierarchyLinks | Tensor | None, allowed: Tensor | None
+) -> Tensor:
+    """Three (B, H, N, d) -> what the queries read, (B, H, N, d), by the kernel that suits the device and the links."""
+    if isinstance(mask, HierarchyLinks):
+        if _HAS_KERNEL and query.is_cuda and can_fuse(query, mask):
+            return fused_attention(query, key, value, mask, allowed)
+        mask = mask.dense()
+    return hierarchy_attention(query, key, value, mask, None if allowed is None else allowed.unsqueeze(1))

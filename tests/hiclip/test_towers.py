@@ -222,7 +222,7 @@ def test_specials_outside_the_chain_see_every_word_fully() -> None:
     settings = dataclasses.replace(SMALL, special_tokens_in_chain=False)
     hierarchy = towers(settings).text_tower.transformer.layers[0].hierarchy
     chain = torch.tensor([[False, True, True, True, False]])
-    mask = hierarchy.mask(torch.tensor([[0.0, 0.5, 0.5, 0.0]]), chain)[0]
+    mask = hierarchy.mask(torch.tensor([[0.0, 0.5, 0.5, 0.0]]), chain).dense()[0]
     expected = torch.ones(5, 5)
     expected[1:4, 1:4] = torch.tensor([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
     torch.testing.assert_close(mask, expected)
