@@ -2,7 +2,7 @@
 
 Closed forms, two FLOPs for each multiply-add, held to the built module by a test: parameters exactly, FLOPs within 2 %.
 CLIP ViT-B/32 comes to 151.28 M parameters and 14.78 GFLOP, HiCLIP's to 171.79 M and 16 % more FLOPs (its authors say
-15 %), nearly all of it in two D x D projections a layer.
+15 %), nearly all of it in two D x D projections a layer. What one tower costs is in `hiclip.training.tower_cost`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hiclip.model.sizes import ModelSettings, Sizes, TowerSize, resolve
+from hiclip.model.sizes import ModelSettings, ResNetSize, Sizes, resolve
+from hiclip.training.tower_cost import (
+    FP32,
+    layer_activation_bytes,
+    layer_flops,
+    layer_parameters,
+    plain_layer_flops,
+    pool_flops,
+    resnet_activation_bytes,
+    resnet_flops,
+    resnet_parameters,
+)
 
-_FP32, _BF16 = 4, 2
+_BF16 = 2
 
 
 def parameters(settings: ModelSettings) -> int:
     """Numbers the model holds: both towers and the temperature, a frozen patch embedding included."""
     sizes = resolve(settings)
-    image, text = sizes.image, sizes.text
-    patches = 3 * sizes.patch_px**2 * image.width
-    image_places = (1 + sizes.grid**2 + 1) * image.width  # positions of CLS and patches, and CLS itself
-    text_places = (sizes.vocabulary + sizes.context) * text.width
-    norms = 2 * image.width * 2 + 2 * text.width
-    projections = (image.width + text.width) * sizes.embedding
-    layers = _layer_parameters(image) + _layer_parameters(text)
-    return patches + image_places + text_places + norms + projections + layers + 1
+    return _image_parameters(sizes) + _region_parameters(sizes) + _text_parameters(sizes) + 1
 
 
 def forward_flops_per_pair(settings: ModelSettings, *, all_tokens: bool = True) -> float:
@@ -34,13 +38,40 @@ def forward_flops_per_pair(settings: ModelSettings, *, all_tokens: bool = True) 
     By convention every layer is counted for every token, as papers do. `all_tokens=False` counts what runs when only
     the vectors are wanted (see `TowerOutput`), which is the number to judge a device's utilisation by.
     """
+    image, text = image_flops(settings, all_tokens=all_tokens), text_flops(settings, all_tokens=all_tokens)
+    return image + text
+
+
+def image_flops(settings: ModelSettings, *, all_tokens: bool = True) -> float:
+    """FLOPs of one picture; see `forward_flops_per_pair`."""
     sizes = resolve(settings)
-    embed = 2 * sizes.grid**2 * 3 * sizes.patch_px**2 * sizes.image.width
-    project = 2 * (sizes.image.width + sizes.text.width) * sizes.embedding
-    grid_links, chain_links = 2 * sizes.grid * (sizes.grid - 1), sizes.context - 1
-    image = _tower_flops(sizes.image, 1 + sizes.grid**2, sizes.grid**2, grid_links, all_tokens)
-    text = _tower_flops(sizes.text, sizes.context, sizes.context, chain_links, all_tokens)
-    return float(embed + project + image + text)
+    image, grid = sizes.image, sizes.grid
+    if isinstance(image, ResNetSize):
+        return float(resnet_flops(image, sizes.image_px, grid, sizes.embedding))
+    embed, project = 2 * grid**2 * 3 * sizes.patch_px**2 * image.width, 2 * image.width * sizes.embedding
+    return float(embed + project + layer_flops(image, 1 + grid**2, grid**2, 2 * grid * (grid - 1), all_tokens))
+
+
+def text_flops(settings: ModelSettings, *, all_tokens: bool = True) -> float:
+    """FLOPs of one caption of full length; see `forward_flops_per_pair`. Max pooling reads all tokens always."""
+    sizes = resolve(settings)
+    text, places = sizes.text, sizes.context
+    every = all_tokens or settings.text_pooling == "max"
+    return float(2 * text.width * sizes.embedding + layer_flops(text, places, places, places - 1, every))
+
+
+def region_flops(settings: ModelSettings, regions: int, *, all_tokens: bool = True) -> float:
+    """FLOPs of one picture's regions, where the image tower takes any."""
+    sizes = resolve(settings)
+    image, places = sizes.image, 1 + regions
+    assert sizes.region_width is not None
+    if isinstance(image, ResNetSize):
+        project, average = 2 * regions * sizes.region_width * image.features, 2 * regions * image.features
+        return float(project + average + pool_flops(image, places, sizes.embedding))
+    assert sizes.front_layers is not None
+    project = 2 * regions * sizes.region_width * image.width + 2 * image.width * sizes.embedding
+    rear = image.depth - sizes.front_layers
+    return float(project + plain_layer_flops(image, places, places if all_tokens else 1, rear))
 
 
 def train_flops(settings: ModelSettings, seen: int) -> float:
@@ -54,6 +85,7 @@ class DeviceMemory:
 
     weights: float
     gradients: float
+    """With gradient caching, all of them twice on every device: their sum over chunks, and a chunk's."""
     optimizer: float
     """AdamW's two moments, and DeepSpeed's own copy of the weights where it shards (stages 1 to 3)."""
     activations: float
@@ -66,57 +98,56 @@ class DeviceMemory:
 
 
 def device_memory(
-    settings: ModelSettings, pairs: int, precision: Literal["fp32", "bf16"], zero_stage: int, world: int
+    settings: ModelSettings,
+    pairs: int,
+    precision: Literal["fp32", "bf16"],
+    zero_stage: int,
+    world: int,
+    micro_batch: int | None = None,
 ) -> DeviceMemory:
     """Bytes on each of `world` devices that trains `pairs` pairs a step; weights are fp32, bf16 is autocast's.
 
-    ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too.
+    ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too. `micro_batch`: how many of the pairs are
+    encoded at once, None for all.
     """
     numbers = parameters(settings)
     copies = 3 if zero_stage else 2
+    gradients = numbers * _FP32 / (world if zero_stage >= 2 else 1)
     return DeviceMemory(
-        weights=numbers * _FP32 / (world if zero_stage >= 3 else 1),
-        gradients=numbers * _FP32 / (world if zero_stage >= 2 else 1),
-        optimizer=numbers * _FP32 * copies / (world if zero_stage >= 1 else 1),
-        activations=pairs * _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else _FP32),
+        weights=numbers * FP32 / (world if zero_stage >= 3 else 1),
+        gradients=numbers * FP32 / (world if zero_stage >= 2 else 1),
+        optimizer=numbers * FP32 * copies / (world if zero_stage >= 1 else 1),
+        activations=(micro_batch or pairs)
+        * _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32),
     )
 
 
-def _layer_parameters(tower: TowerSize) -> int:
-    """All layers of a tower: attention 4D^2 + 4D, MLP 8D^2 + 5D, two norms 4D; and for each hierarchy its own norm and
-    two projections to A channels."""
-    width, narrow = tower.width, tower.affinity_width
-    plain = 12 * width**2 + 13 * width
-    hierarchy = 2 * width + 2 * (width * narrow + narrow)
-    return tower.depth * plain + len(tower.hierarchy_layers) * hierarchy
+def _image_parameters(sizes: Sizes) -> int:
+    image = sizes.image
+    if isinstance(image, ResNetSize):
+        return resnet_parameters(image, sizes.grid, sizes.embedding)
+    patches, places = 3 * sizes.patch_px**2, 1 + sizes.grid**2
+    # Patches; positions and CLS itself; two norms; the projection.
+    return image.width * (patches + places + 1 + 2 * 2 + sizes.embedding) + layer_parameters(image)
 
 
-def _tower_flops(tower: TowerSize, places: int, linked: int, links: int, all_tokens: bool) -> int:
-    """`places` tokens in the stream, `linked` of them in the hierarchy, with `links` between neighbours."""
-    width, narrow = tower.width, tower.affinity_width
+def _region_parameters(sizes: Sizes) -> int:
+    """The projection and, in a ResNet, a norm of their own."""
+    if sizes.region_width is None:
+        return 0
+    if isinstance(sizes.image, ResNetSize):
+        return (sizes.region_width + 2) * sizes.image.features
+    return sizes.region_width * sizes.image.width
 
-    def layer(readers: int) -> int:
-        projections = (4 * readers + 4 * places) * width**2  # query and output; key and value
-        return projections + 4 * readers * places * width + 16 * readers * width**2
 
-    project, score = 4 * linked * width * narrow, 4 * links * narrow
-    mask = (tower.heads + 4) * places**2  # form C once, multiply it into every head
-    hierarchy = project + score + mask
-    last = layer(places if all_tokens else 1)
-    return (tower.depth - 1) * layer(places) + last + len(tower.hierarchy_layers) * hierarchy
+def _text_parameters(sizes: Sizes) -> int:
+    text = sizes.text
+    return text.width * (sizes.vocabulary + sizes.context + 2 + sizes.embedding) + layer_parameters(text)
 
 
 def _activation_bytes(sizes: Sizes, low: int) -> float:
-    """Bytes a pair; `low` is the size of a number in matrix products. Norms, affinities and C stay fp32."""
-    image = _tower_activation_bytes(sizes.image, 1 + sizes.grid**2, low)
-    return image + _tower_activation_bytes(sizes.text, sizes.context, low)
-
-
-def _tower_activation_bytes(tower: TowerSize, places: int, low: int) -> float:
-    width, heads = tower.width, tower.heads
-    stream = 2 * places * width * _FP32  # inputs of the two norms
-    attention = places * width * 7 * low + 2 * heads * places**2 * low
-    mlp = places * width * (1 + 4 + 4) * low
-    hierarchy = places * (width * (_FP32 + low) + 2 * tower.affinity_width * low) + 4 * places**2 * _FP32
-    hierarchy += heads * places**2 * low
-    return tower.depth * (stream + attention + mlp) + len(tower.hierarchy_layers) * hierarchy
+    """Bytes a pair; `low` is the size of a number in matrix products."""
+    text = layer_activation_bytes(sizes.text, sizes.context, low)
+    if isinstance(sizes.image, ResNetSize):
+        return text + resnet_activation_bytes(sizes.image, sizes.image_px, low)
+    return text + layer_activation_bytes(sizes.image, 1 + sizes.grid**2, low)

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiclip.batch import Batch
-from hiclip.model.sizes import ModelSettings
+from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.model.two_towers import TwoTowers
-from hiclip.training.cost import device_memory, forward_flops_per_pair, parameters, train_flops
+from hiclip.training.cost import device_memory, forward_flops_per_pair, parameters, region_flops, train_flops
 
 SETTINGS = [
     ModelSettings(),
@@ -20,7 +20,13 @@ SETTINGS = [
     ModelSettings(size="vit_b_32"),
     ModelSettings(size="vit_b_16", text_hierarchy=False),
     ModelSettings(image_width=256, image_depth=5, text_width=128, text_depth=3, embedding=96, context=20, image_px=48),
+    ModelSettings(leff=True, front_layers=3, region_width=20, text_pooling="max"),
+    ModelSettings(size="vit_b_32", image_hierarchy=False, leff=True, front_layers=9, region_width=2052),
+    ModelSettings(size="resnet_tiny", image_hierarchy=False, region_width=20),
+    ModelSettings(size="resnet_50", image_hierarchy=False, text_pooling="max", region_width=2052),
+    ModelSettings(size="resnet_50", image_hierarchy=False, image_width=80, image_px=288),
 ]
+WITH_REGIONS = [settings for settings in SETTINGS if settings.region_width]
 
 
 def clip(size: str) -> ModelSettings:
@@ -40,9 +46,8 @@ def test_parameters_are_those_of_the_module(settings: ModelSettings) -> None:
 @pytest.mark.parametrize("all_tokens", [True, False])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_flops_are_those_that_torch_counts(settings: ModelSettings, all_tokens: bool) -> None:
-    model = on_meta(settings)
-    px, context, pairs = model.image_tower.patch_embedding.kernel_size[0], len(model.text_tower.positions), 2
-    side = px * int((len(model.image_tower.positions) - 1) ** 0.5)
+    model, sizes, pairs = on_meta(settings), resolve(settings), 2
+    side, context = sizes.image_px, sizes.context
     with FlopCounterMode(display=False) as counter:
         model.image_tower(torch.empty(pairs, 3, side, side, device="meta"), all_tokens=all_tokens)
         model.text_tower(torch.empty(pairs, context, device="meta", dtype=torch.long), all_tokens=all_tokens)
@@ -50,9 +55,36 @@ def test_flops_are_those_that_torch_counts(settings: ModelSettings, all_tokens: 
     assert forward_flops_per_pair(settings, all_tokens=all_tokens) == pytest.approx(counted, rel=0.02)
 
 
+@pytest.mark.parametrize("all_tokens", [True, False])
+@pytest.mark.parametrize("settings", WITH_REGIONS)
+def test_flops_of_regions_are_those_that_torch_counts(settings: ModelSettings, all_tokens: bool) -> None:
+    pairs, regions = 2, 10
+    with FlopCounterMode(display=False) as counter:
+        vectors = torch.empty(pairs, regions, settings.region_width or 0, device="meta")
+        on_meta(settings).image_tower.embed_regions(vectors, all_tokens=all_tokens)
+    counted = counter.get_total_flops() / pairs
+    assert region_flops(settings, regions, all_tokens=all_tokens) == pytest.approx(counted, rel=0.02)
+
+
+def test_the_published_resnet() -> None:
+    """OpenAI's RN50 has 102,007,137 parameters, 38,316,896 of them in the image tower."""
+    settings = ModelSettings(size="resnet_50", image_hierarchy=False, text_hierarchy=False)
+    assert parameters(settings) == 102_007_137
+    assert sum(parameter.numel() for parameter in on_meta(settings).image_tower.parameters()) == 38_316_896
+
+
+def test_what_pyramidclip_adds_to_clip() -> None:
+    """41,472 parameters for every LeFF at B/32, and the regions' projection of 2052 x 768; 0.5 GFLOP for regions."""
+    paper = dataclasses.replace(clip("vit_b_32"), leff=True, front_layers=9, region_width=2052)
+    assert parameters(paper) - parameters(clip("vit_b_32")) == 9 * 41_472 + 2052 * 768
+    assert region_flops(paper, 10) == pytest.approx(0.5e9, rel=0.1)
+
+
 def test_the_published_sizes() -> None:
     """CLIP and HiCLIP at B/32 and B/16: 151.28, 171.79, 149.62 and 170.13 M parameters, 14.78 GFLOP and 16 % more."""
-    assert [round(parameters(clip(size)) / 1e6, 2) for size in ("vit_b_32", "vit_b_16")] == [151.28, 149.62]
+    assert [parameters(clip(size)) for size in ("vit_b_32", "vit_b_16")] == [151_277_313, 149_620_737]
+    affinities = sum(12 * 2 * (width**2 + 2 * width) for width in (768, 512))  # a norm and two maps a layer
+    assert parameters(ModelSettings(size="vit_b_32")) == 151_277_313 + affinities
     hierarchical = [ModelSettings(size="vit_b_32"), ModelSettings(size="vit_b_16")]
     assert [round(parameters(settings) / 1e6, 2) for settings in hierarchical] == [171.79, 170.13]
     b_32, b_16 = (forward_flops_per_pair(clip(size)) for size in ("vit_b_32", "vit_b_16"))
@@ -78,18 +110,26 @@ def test_zero_shards_what_its_stage_says() -> None:
     assert memory.activations == 128 * device_memory(settings, 1, "bf16", 1, 8).activations
 
 
+KEPT = [
+    ModelSettings(depth=6),
+    ModelSettings(image_hierarchy=False, text_hierarchy=False, depth=6),
+    ModelSettings(image_hierarchy=False, text_depth=1, depth=6, leff=True, front_layers=5),
+    ModelSettings(size="resnet_tiny", image_hierarchy=False, text_depth=1, image_width=32),
+]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("hierarchy", [True, False])
-def test_activations_are_near_what_autograd_keeps(precision: str, hierarchy: bool) -> None:
-    settings = ModelSettings(image_hierarchy=hierarchy, text_hierarchy=hierarchy, depth=6)
+@pytest.mark.parametrize("settings", KEPT)
+def test_activations_are_near_what_autograd_keeps(precision: str, settings: ModelSettings) -> None:
     model, pairs = TwoTowers(settings), 8
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    matrices = {tuple(sorted(weight.shape)) for weight in model.parameters() if weight.ndim > 1}
     batch = Batch({"crop": torch.randn(pairs, 3, 64, 64)}, {"caption": torch.ones(pairs, 32, dtype=torch.long)}, [])
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        weight_like = tensor.ndim == 2 and tensor.shape[0] * tensor.shape[1] >= 192 * 192 and tensor.shape[0] % 192 == 0
+        weight_like = tuple(sorted(tensor.shape)) in matrices  # in bf16, or times a constant
         if storage.data_ptr() not in own and not weight_like:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
