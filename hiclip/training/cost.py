@@ -112,13 +112,13 @@ def device_memory(
     """
     numbers = parameters(settings)
     copies = 3 if zero_stage else 2
-    gradients = numbers * _FP32 / (world if zero_stage >= 2 else 1)
+    gradients = numbers * FP32 / (world if zero_stage >= 2 else 1)
+    a_pair = _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32)
     return DeviceMemory(
         weights=numbers * FP32 / (world if zero_stage >= 3 else 1),
-        gradients=numbers * FP32 / (world if zero_stage >= 2 else 1),
+        gradients=gradients if micro_batch is None else 2 * numbers * FP32,
         optimizer=numbers * FP32 * copies / (world if zero_stage >= 1 else 1),
-        activations=(micro_batch or pairs)
-        * _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32),
+        activations=(micro_batch or pairs) * a_pair,
     )
 
 

@@ -36,7 +36,12 @@ def hours(job: PretrainJob) -> float | None:
     if job.price is None:
         return None
     rate = job.workers.count * job.price.peak_tflops * 1e12 * job.price.utilization
-    return train_flops(job.model, job.pairs) / rate / 3600
+    return done_flops(job) / rate / 3600
+
+
+def done_flops(job: PretrainJob) -> float:
+    """FLOPs of the whole run as it is done: with gradient caching, a fourth forward beside a pass that counts three."""
+    return train_flops(job.model, job.pairs) * (1 if job.data.micro_batch is None else 4 / 3)
 
 
 def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
@@ -44,6 +49,11 @@ def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, s
     yield "parameters", f"{parameters(job.model):,}"
     flops = train_flops(job.model, job.pairs)
     yield "arithmetic", f"{flops:.3g} FLOPs, {flops / job.pairs / 1e9:.3g} GFLOPs a pair, {job.precision}"
+    if job.data.micro_batch is not None:
+        yield (
+            "encoded at once",
+            f"{job.data.micro_batch:,} pairs a worker, each twice: {done_flops(job):.3g} FLOPs are done",
+        )
     yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
     for stage in (0, 1, 2):
         yield f"memory, ZeRO {stage}", _memory(job, stage)
@@ -78,7 +88,8 @@ def _price_lines(job: PretrainJob) -> Iterator[tuple[str, str]]:
 
 def _memory(job: PretrainJob, stage: int) -> str:
     workers = job.workers.count
-    held = device_memory(job.model, job.data.batch // workers, job.precision, stage, workers)
+    pairs, micro_batch = job.data.batch // workers, job.data.micro_batch
+    held = device_memory(job.model, pairs, job.precision, stage, workers, micro_batch)
     return (
         f"{_size(held.total)} a worker: weights {_size(held.weights)}, gradients {_size(held.gradients)}, "
         f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}"

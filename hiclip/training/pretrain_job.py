@@ -27,8 +27,8 @@ class DataSettings(Settings):
     batch: Annotated[int, Field(ge=2)]
     """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Pairs that a worker encodes at once, a divisor of its share of `batch`; null: all. The gradient is the same, memory
-    is that of so few pairs, and a step takes a third longer, for all are encoded twice (gradient caching)."""
+    """Pairs that a worker encodes at once, a divisor of its share of `batch`; null: all. The gradient is the same, the
+    memory is that of so few pairs, and a step takes a third longer: all are encoded twice (gradient caching)."""
     window_groups: Annotated[int, Field(ge=1)] = 64
     """Row groups whose pairs are mixed with each other; more mix better and take more memory."""
     views: ViewSettings = ViewSettings()
@@ -156,12 +156,12 @@ class PretrainJob(Job):
             return
         if share % micro_batch:
             raise ValueError(
-                f"data.micro_batch: expected a divisor of the {share} pairs of a worker "
-                f"(data.batch / workers.count), came {micro_batch}"
+                f"data.micro_batch: expected a divisor of a worker's {share} pairs (data.batch / workers.count), "
+                f"came {micro_batch}"
             )
         if resolve(self.model).sees_the_batch:
-            key = "model.leff" if self.model.leff else "model.size"
+            key = "model.leff true" if self.model.leff else f"model.size {self.model.size}"
             raise ValueError(
-                f"data.micro_batch: expected null with {key} {getattr(self.model, key.split('.')[1])}, whose batch norms "
-                f"would see {micro_batch} pairs and not the {share} of a worker, came {micro_batch}"
+                f"data.micro_batch: expected null with {key}, whose batch norms would see {micro_batch} pairs "
+                f"instead of a worker's {share}, came {micro_batch}"
             )

@@ -84,7 +84,8 @@ def build_module(job: PretrainJob) -> Pretraining:
     """The freshly initialised module of a job: the same numbers on every rank and machine."""
     torch.manual_seed(job.seed)
     towers = TwoTowers(job.model)
-    return Pretraining(towers, job.objective.build(job.model), bf16=job.precision == "bf16")
+    objective = job.objective.build(job.model)
+    return Pretraining(towers, objective, bf16=job.precision == "bf16", micro_batch=job.data.micro_batch)
 
 
 def make_engine(job: PretrainJob, module: Pretraining) -> Engine:

@@ -110,6 +110,14 @@ def test_zero_shards_what_its_stage_says() -> None:
     assert memory.activations == 128 * device_memory(settings, 1, "bf16", 1, 8).activations
 
 
+def test_a_micro_batch_takes_the_activations_of_a_chunk_and_the_gradients_twice() -> None:
+    settings = clip("vit_b_32")
+    chunk, cached = device_memory(settings, 64, "bf16", 1, 1), device_memory(settings, 4096, "bf16", 1, 1, 64)
+    assert (cached.activations, cached.gradients) == (chunk.activations, 2 * chunk.gradients)
+    assert (cached.weights, cached.optimizer) == (chunk.weights, chunk.optimizer)
+    assert cached.total < 10e9 < 80e9 < device_memory(settings, 4096, "bf16", 1, 1).total
+
+
 KEPT = [
     ModelSettings(depth=6),
     ModelSettings(image_hierarchy=False, text_hierarchy=False, depth=6),

@@ -25,6 +25,14 @@ PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
     ("changes", "message"),
     [
         ({"data": {"batch": 10}, "workers": {"count": 4}}, "data.batch: expected a multiple of workers.count (4)"),
+        ({"data": {"micro_batch": 3}}, "data.micro_batch: expected a divisor of a worker's 8 pairs"),
+        ({"data": {"micro_batch": 16}}, "data.micro_batch: expected a divisor of a worker's 8 pairs"),
+        ({"data": {"micro_batch": 0}}, "data.micro_batch"),
+        (
+            {"data": {"micro_batch": 4}, "model": {"depth": 2, "leff": True, "front_layers": 1}},
+            "data.micro_batch: expected null with model.leff true, whose batch norms would see 4 pairs",
+        ),
+        ({"objective": {"name": "clip", "block_pairs": 0}}, "block_pairs: expected at least 1, got 0"),
         ({"workers": {"count": 2}}, "engine.name: plain trains with workers.count 1, came 2"),
         ({"model": {"width": 100}}, "model.width: expected a multiple of 64"),
         ({"model": {"patch_px": 5}}, "model.patch_px: expected a divisor of image_px (16), got 5"),
@@ -83,6 +91,14 @@ def test_the_bill_adds_up() -> None:
     needed = hours(job)
     assert needed is not None
     assert needed * 3600 * 100e12 * 0.5 == pytest.approx(train_flops(job.model, 64))
+
+
+def test_the_bill_of_a_micro_batch_tells_the_second_pass_and_the_memory_of_a_chunk() -> None:
+    at_once = make_job({**resolved(small_job("out")), "price": PRICE}, PretrainJob, "")
+    cached = at_once.model_copy(update={"data": at_once.data.model_copy(update={"micro_batch": 2})})
+    assert (hours(cached) or 0) / (hours(at_once) or 1) == pytest.approx(4 / 3)
+    assert "2 pairs a worker, each twice" in printed(cached, None)
+    assert "encoded at once" not in printed(at_once, None)
 
 
 def test_a_checkpoint_is_as_large_as_the_bill_says(tmp_path: Path) -> None:
