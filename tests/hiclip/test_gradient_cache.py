@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_run import random_batches, small_job
+from small_run import CONTEXT, REGION_WIDTH, random_batch, random_batches, small_job
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from two_ranks import run_on_ranks
 
-from hiclip.batch import Batch
+from hiclip.batch import MASK_TOKEN, Batch
 from hiclip.distributed import mean_over_ranks, rank, world
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
+from hiclip.objectives import OBJECTIVES
 from hiclip.objectives.clip import ClipSettings
 from hiclip.training.checkpoint import load_towers
 from hiclip.training.engine import Pretraining
@@ -193,13 +195,23 @@ def test_a_run_resumes_bit_for_bit_and_learns_as_without_chunks(tmp_path: Path, 
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
-def test_objectives_encode_in_chunks_what_they_encode_at_once() -> None:
-    """The contract that caching stands on, with the real towers: a row depends on its pair alone."""
-    model = ModelSettings(width=64, depth=1, image_px=16, context=8, embedding=64)
-    torch.manual_seed(0)
-    towers, objective = TwoTowers(model).double(), ClipSettings().build(model)
-    batch = batch_of(torch.float64)
-    at_once = objective.encode(towers, batch)
-    parts = [objective.encode(towers, batch.part(first, first + 5)) for first in range(0, PAIRS, 5)]
-    for name, tensor in at_once.items():
-        torch.testing.assert_close(torch.cat([part[name] for part in parts]), tensor, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_learns_the_same_from_chunks(name: str) -> None:
+    sizes = {"width": 64, "depth": 2, "image_px": 16, "context": CONTEXT, "embedding": 64, "vocabulary": MASK_TOKEN + 1}
+    model = ModelSettings(**sizes, text_pooling="max", front_layers=1, region_width=REGION_WIDTH)
+    settings = OBJECTIVES[name]()
+    batch = random_batch(settings.views, 12, torch.Generator().manual_seed(1), "pair")
+    images, regions = (
+        {view: tensor.double() for view, tensor in views.items()} for views in (batch.images, batch.regions)
+    )
+    answers = []
+    for micro_batch in (None, 5):
+        torch.manual_seed(0)
+        module = Pretraining(TwoTowers(model), settings.build(model), micro_batch=micro_batch).double()
+        losses = module(replace(batch, images=images, regions=regions))
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+        answers.append((losses, gradients))
+    (at_once, whole), (cached, summed) = answers
+    torch.testing.assert_close(cached, at_once, rtol=1e-10, atol=0)
+    assert apart(summed, whole) < 1e-10
