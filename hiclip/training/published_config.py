@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hiclip.data.images import CLIP_MEAN, CLIP_STD
 from hiclip.model.clip_names import Names
 from hiclip.model.sizes import ModelSettings, TowerSize, resolve
 
@@ -100,7 +99,6 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
             "vision_cfg": vision_cfg,
             "text_cfg": text_cfg,
         },
-        "preprocess_cfg": {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)},
     }
 
 
