@@ -4,7 +4,7 @@
         [--methods clip hiclip ...] [--rounds 5] [--steps 1] [--json FILE] [--peak-tflops N]
 
 Runs wherever torch is: no Ray, nothing of the pipeline. A step is forward, backward and AdamW, on a batch that is there
-already. All methods live in one process and take turns, `--steps` each, after two turns to warm up: turns of one round
+already. All methods live in one process and take turns, `--steps` each, after some turns to warm up: turns of one round
 meet the same neighbours on the machine, so `over clip` is the median over rounds of the ratio of a method's time to
 plain CLIP's. With one thread on CPU the clock is the processor's time; else the wall's, with the device waited for.
 
@@ -40,7 +40,7 @@ PEAK_TFLOPS = {
 """Dense peaks by the beginning of the device's name, from NVIDIA's data sheets of H100 (SXM, PCIe), H200 and A100: bf16
 on tensor cores without sparsity, and fp32 outside them, since matrix products in TF32 are off by torch's default."""
 
-_WARM_UP_TURNS = 2
+_WARM_UP_TURNS = {"cpu": 1, "cuda": 2}
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,14 @@ def measure(setup: Setup, methods: Sequence[str], rounds: int, steps: int, peak_
     clock = _clock(setup.device)
     seconds: dict[str, list[float]] = {name: [] for name in trainees}
     peaks = dict.fromkeys(trainees, 0)
-    for turn in range(_WARM_UP_TURNS + rounds):
+    warm_up = _WARM_UP_TURNS[setup.device]
+    for turn in range(warm_up + rounds):
         for name, trainee in trainees.items():
             before = _begin_counting(setup.device)
             began = clock()
             for _ in range(steps):
                 trainee.step()
-            if turn >= _WARM_UP_TURNS:
+            if turn >= warm_up:
                 seconds[name].append((clock() - began) / steps)
                 peaks[name] = max(peaks[name], _most_bytes(setup.device) - before + trainee.resident_bytes())
     return [_row(name, setup, trainees, seconds, peaks[name], steps, peak_tflops) for name in trainees]
