@@ -16,6 +16,7 @@ import yaml
 
 from pipeline import report_page as part
 from pipeline.manifest import Manifest
+from pipeline.page import figures, page, text
 from pipeline.rules import word_counts
 from pipeline.snapshot import pictures_of
 from pipeline.storage import Folder
@@ -46,14 +47,14 @@ def write_report(target: Folder, name: str, manifest: Manifest, judged: pa.Table
         _refused_without_picture(manifest.funnel),
         *_foot(manifest),
     ]
-    target.write_text(name, part.page(f"Build of {manifest.name}", parts))
+    target.write_text(name, page(f"Build of {manifest.name}", part.STYLE, parts))
 
 
 def _head(manifest: Manifest) -> Iterator[str]:
     listed = manifest.funnel[0]["went_in"]
-    yield f"<h1>{part.text(manifest.name)}</h1>"
-    yield f'<div class="soft mono">fingerprint {part.text(manifest.fingerprint)}</div>'
-    yield part.figures(
+    yield f"<h1>{text(manifest.name)}</h1>"
+    yield f'<div class="soft mono">fingerprint {text(manifest.fingerprint)}</div>'
+    yield figures(
         [
             (f"{listed:,}", "rows in the lists"),
             (f"{manifest.pairs:,}", "pairs kept"),
@@ -125,7 +126,7 @@ def _refused_with_picture(funnel: Sequence[dict[str, Any]], judged: pa.Table, sn
             if rows.num_rows:
                 stays = _named_in_detail(rows, judged) if one["step"] == "duplicates" else None
                 pairs = f"{count:,} pair{'s' * (count != 1)}"
-                yield f"<h3>{part.text(one['step'])}: {part.text(reason)} <small>{pairs}</small></h3>"
+                yield f"<h3>{text(one['step'])}: {text(reason)} <small>{pairs}</small></h3>"
                 yield part.cards(_cards(rows, snapshot, stays))
 
 
@@ -152,4 +153,4 @@ def _foot(manifest: Manifest) -> Iterator[str]:
     facts = [("snapshot", manifest.snapshot), ("pairs a shard", f"{manifest.pairs_per_shard:,}")]
     yield part.table(("", ""), [*facts, *manifest.versions.items()])
     job = yaml.safe_dump(manifest.job, sort_keys=False, allow_unicode=True)
-    yield f"<details><summary>the resolved job</summary><pre class=mono>{part.text(job)}</pre></details>"
+    yield f"<details><summary>the resolved job</summary><pre class=mono>{text(job)}</pre></details>"

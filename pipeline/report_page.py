@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
+from pipeline.page import data_uri, text
+
 THUMBNAIL_PX = 160
 
 STYLE = """
-:root{color-scheme:light dark;--ground:#f6f6f3;--paper:#fff;--ink:#1d1f21;--soft:#6b6f76;--line:#e3e2dc;--kept:#2f7d6b;
---lost:#e0a458;--lost-ink:#9a5b00;--chip:#f4ead9}
-@media(prefers-color-scheme:dark){:root{--ground:#16181a;--paper:#1f2225;--ink:#e8e6e1;--soft:#9aa0a8;--line:#33373c;
---kept:#57b59d;--lost:#c98a3c;--lost-ink:#f0c27f;--chip:#3a3122}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:40px 28px 80px}
-h1{font-size:30px;margin:0;letter-spacing:-.02em}
-h2{font-size:19px;margin:52px 0 4px;letter-spacing:-.01em}
-h3{font-size:15px;margin:30px 0 10px;font-weight:600}
-h3 small,.soft{color:var(--soft);font-weight:400}
-p{margin:4px 0 18px;max-width:76ch;color:var(--soft)}
-code,.mono{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}
-.figures{display:flex;flex-wrap:wrap;gap:14px;margin:26px 0 0}
-.figure{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:14px 20px;min-width:148px}
-.figure b{display:block;font-size:26px;line-height:1.2;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-.figure span{color:var(--soft);font-size:13px}
-.panel{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:18px 20px}
+:root{--lost:#e0a458;--lost-ink:#9a5b00;--chip:#f4ead9}
+@media(prefers-color-scheme:dark){:root{--lost:#c98a3c;--lost-ink:#f0c27f;--chip:#3a3122}}
 .step{display:grid;grid-template-columns:150px 1fr 84px;gap:4px 16px;align-items:center;padding:9px 0}
 .step+.step{border-top:1px solid var(--line)}
 .step .name{font-weight:600}
 .step .out{text-align:right;font-variant-numeric:tabular-nums}
 .bar{height:18px;background:var(--line);border-radius:4px;overflow:hidden;display:flex}
-.bar i{display:block;height:100%;background:var(--kept)}
+.bar i{display:block;height:100%;background:var(--good)}
 .bar i+i{background:var(--lost)}
 .chips{grid-column:2/4;display:flex;flex-wrap:wrap;gap:6px}
 .chip{background:var(--chip);color:var(--lost-ink);border-radius:20px;padding:1px 10px;font-size:12.5px}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(480px,1fr));gap:14px}
 .charts h3{margin:0 0 8px}
-svg{display:block;width:100%;height:auto}
+svg{width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
-svg rect{fill:var(--kept)}
+svg rect{fill:var(--good)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:12px}
 .cards.twins{grid-template-columns:repeat(auto-fill,minmax(268px,1fr))}
-.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0}
 .card .pictures{display:flex;background:#fff}
 .card img{flex:1;min-width:0;width:100%;aspect-ratio:1;object-fit:contain;padding:10px}
 .card img+img{border-left:1px dashed #c9c7bf}
-.card figcaption{padding:8px 11px 10px;font-size:13px;line-height:1.35;border-top:1px solid var(--line)}
 .card .caption{display:-webkit-box;-webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden;
 overflow-wrap:anywhere}
 .card .soft{font-size:11.5px;overflow-wrap:anywhere}
-table{border-collapse:collapse;width:100%;font-size:13.5px}
 td,th{text-align:left;padding:6px 14px 6px 0;vertical-align:top;border-top:1px solid var(--line);overflow-wrap:anywhere}
-th{border-top:0;color:var(--soft);font-weight:400}
 td:first-child,td:nth-child(2){white-space:nowrap}
 td.count{text-align:right;font-variant-numeric:tabular-nums}
 details{margin-top:14px}
 summary{cursor:pointer;color:var(--soft)}
-pre{overflow:auto;margin:10px 0 0}
+pre{margin:10px 0 0}
 """
 
 
@@ -74,28 +54,6 @@ class Card:
     caption: str
     notes: tuple[str, ...]
     """Small facts below the caption, a line each."""
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of the given parts."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def text(value: object) -> str:
-    """Any value as text that cannot be taken for mark-up, in element or attribute."""
-    return html.escape(str(value), quote=True)
-
-
-def figures(values: Sequence[tuple[str, str]]) -> str:
-    """A row of large numbers: (value, what it is)."""
-    boxes = "".join(
-        f'<div class="figure"><b>{text(value)}</b><span>{text(what)}</span></div>' for value, what in values
-    )
-    return f'<div class="figures">{boxes}</div>\n'
 
 
 def funnel_step(name: str, listed: int, went_in: int, came_out: int, refused: dict[str, int]) -> str:
@@ -143,7 +101,7 @@ def cards(shown: Sequence[Card]) -> str:
 
 
 def _card(card: Card) -> str:
-    pictures = "".join(f'<img src="{_data_uri(image)}" alt="" loading="lazy">' for image in card.pictures)
+    pictures = "".join(f'<img src="{_thumbnail(image)}" alt="" loading="lazy">' for image in card.pictures)
     notes = "".join(f'<div class="soft">{text(note)}</div>' for note in card.notes)
     return (
         f'<figure class="card"><div class="pictures">{pictures}</div><figcaption title="{text(card.caption[:1000])}">'
@@ -151,13 +109,13 @@ def _card(card: Card) -> str:
     )
 
 
-def _data_uri(image: bytes) -> str:
+def _thumbnail(image: bytes) -> str:
     with Image.open(io.BytesIO(image)) as picture:
         small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     encoded = io.BytesIO()
     small.save(encoded, "WEBP", quality=82)
-    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return data_uri(encoded.getvalue())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

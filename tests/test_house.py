@@ -69,7 +69,7 @@ DOORS = {
 }
 
 # What hiclip may know of the pipeline: the dataset's contract and what all commands share, never how one is built.
-SHARED = {"jobfile", "storage", "pair", "shards", "manifest", "command", "ray_session"}
+SHARED = {"jobfile", "storage", "pair", "shards", "manifest", "command", "ray_session", "page"}
 
 # These run on a machine that has torch and nothing else of ours.
 BARE = [

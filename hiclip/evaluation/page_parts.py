@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.page import data_uri, text
+
 STYLE = """
-:root{color-scheme:light dark;--ground:#f6f6f3;--paper:#fff;--ink:#1d1f21;--soft:#6b6f76;--line:#e3e2dc;
---model:#2f7d6b;--pale:#2f7d6b38;--other:#d58a2a;--chance:#9a9ea5;--right:#e3f0ec;--cell:47,125,107}
-@media(prefers-color-scheme:dark){:root{--ground:#16181a;--paper:#1f2225;--ink:#e8e6e1;--soft:#9aa0a8;--line:#33373c;
---model:#57b59d;--pale:#57b59d40;--other:#e0a458;--chance:#7c828a;--right:#23403a;--cell:87,181,157}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:40px 28px 80px}
-h1{font-size:30px;margin:0;letter-spacing:-.02em}
-h2{font-size:19px;margin:52px 0 4px;letter-spacing:-.01em}
-h3{font-size:15px;margin:28px 0 10px;font-weight:600}
-h3 small,.soft{color:var(--soft);font-weight:400}
-p{margin:4px 0 18px;max-width:80ch;color:var(--soft)}
-.mono{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
-.figures{display:flex;flex-wrap:wrap;gap:14px;margin:26px 0 0}
-.figure{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:14px 20px;min-width:148px}
-.figure b{display:block;font-size:26px;line-height:1.2;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-.figure span{color:var(--soft);font-size:13px}
-.panel{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:14px 20px;overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:13.5px}
+:root{--pale:#2f7d6b38;--other:#d58a2a;--chance:#9a9ea5;--right:#e3f0ec;--cell:47,125,107}
+@media(prefers-color-scheme:dark){:root{--pale:#57b59d40;--other:#e0a458;--chance:#7c828a;--right:#23403a;
+--cell:87,181,157}}
 td,th{text-align:right;padding:7px 0 7px 16px;border-top:1px solid var(--line);font-variant-numeric:tabular-nums;
 white-space:nowrap}
-th{border-top:0;color:var(--soft);font-weight:400}
 td:first-child,th:first-child{text-align:left;padding-left:0}
 td.value{font-weight:600}
 td.range{width:250px}
-svg{display:block}
 .key{display:flex;flex-wrap:wrap;gap:20px;font-size:12.5px;color:var(--soft);margin:12px 0 2px}
 .key span{display:flex;align-items:center;gap:7px}
 .bars{columns:3 300px;column-gap:34px}
@@ -44,55 +26,23 @@ svg{display:block}
 .row .value{text-align:right;font-variant-numeric:tabular-nums}
 .track{position:relative;height:9px;background:var(--line);border-radius:3px}
 .track i{position:absolute;left:0;top:0;bottom:0;border-radius:3px;background:var(--pale)}
-.track i+i{background:var(--model)}
+.track i+i{background:var(--good)}
 .matrix td{text-align:center;padding:6px 4px;min-width:54px;border:2px solid var(--paper);border-radius:6px}
 .matrix th{text-align:center;padding:4px;font-size:12px;white-space:normal;vertical-align:bottom}
 .matrix td.name{text-align:left;color:var(--soft);padding-right:14px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(172px,1fr));gap:12px}
-.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0}
 .card>img{display:block;width:100%;height:118px;object-fit:contain;padding:10px;background:#fff}
-.card figcaption{padding:8px 11px 10px;font-size:13px;line-height:1.35;border-top:1px solid var(--line)}
 .card ol{margin:6px 0 0;padding:0;font-size:12px;color:var(--soft);list-style-position:inside}
 .card li{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.card li.right{color:var(--model);font-weight:600}
+.card li.right{color:var(--good);font-weight:600}
 .found{display:grid;grid-template-columns:1fr repeat(5,86px) 190px;gap:12px;align-items:center;padding:7px 0}
 .found+.found{border-top:1px solid var(--line)}
 .found img{width:86px;height:72px;object-fit:contain;background:#fff;border:1px solid var(--line);border-radius:8px;
 padding:5px}
-.found img.right{border:3px solid var(--model);padding:3px}
+.found img.right{border:3px solid var(--good);padding:3px}
 .drawing{margin:0 0 16px}
 .drawing img{display:block;max-width:100%;margin:0 auto;border-radius:6px;background:#fff}
-pre{margin:0;overflow:auto}
 """
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of the given parts."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def text(value: object) -> str:
-    """Any value as text that cannot be taken for mark-up, in element or attribute."""
-    return html.escape(str(value), quote=True)
-
-
-def data_uri(image: bytes) -> str:
-    """An encoded picture as an address that holds it."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
-    kind = next((kind for start, kind in kinds.items() if image.startswith(start)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def figures(values: Sequence[tuple[str, str]]) -> str:
-    """A row of large numbers: (value, what it is)."""
-    boxes = "".join(
-        f'<div class="figure"><b>{text(value)}</b><span>{text(what)}</span></div>' for value, what in values
-    )
-    return f'<div class="figures">{boxes}</div>\n'
 
 
 @dataclass(frozen=True)
@@ -123,7 +73,7 @@ def value_range(marks: Sequence[Mark], low: float, high: float, end: float) -> s
 def _shape(mark: Mark, x: float, y: float) -> str:
     title = f"<title>{text(mark.title)}</title>"
     if mark.shape == "dot":
-        return f'<circle cx="{x:.1f}" cy="{y}" r="4.5" fill="var(--model)">{title}</circle>'
+        return f'<circle cx="{x:.1f}" cy="{y}" r="4.5" fill="var(--good)">{title}</circle>'
     if mark.shape == "tick":
         return f'<rect x="{x - 1:.1f}" y="{y - 7}" width="2" height="14" fill="var(--chance)">{title}</rect>'
     return (

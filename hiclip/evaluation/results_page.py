@@ -17,6 +17,7 @@ from hiclip.evaluation.measure import MeasuredSet, SubgroupResult
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.table import BASELINES, TITLES, baselines_of, interval, number, with_sign
+from pipeline.page import data_uri, figures, page, text
 
 _EXAMPLES = 6  # of each kind
 
@@ -27,7 +28,7 @@ def results_page(
     """The whole page."""
     parts = [*_head(outcome)]
     for content, numbers in measured:
-        parts += [f"<h2>{part.text(content.name)}</h2>", *_numbers(numbers.results)]
+        parts += [f"<h2>{text(content.name)}</h2>", *_numbers(numbers.results)]
         if numbers.subgroups:
             parts += _subgroups(numbers.subgroups)
         if numbers.judged is not None:
@@ -35,13 +36,13 @@ def results_page(
         if numbers.texts_found is not None:
             parts += _retrieved(content, numbers)
     parts += _hierarchies(drawings)
-    return part.page(f"Evaluation {outcome.name}", parts)
+    return page(f"Evaluation {outcome.name}", part.STYLE, parts)
 
 
 def _head(outcome: Outcome) -> Iterator[str]:
-    yield f"<h1>{part.text(outcome.name)}</h1>"
-    yield f'<div class="soft mono">{part.text(outcome.checkpoint)} · weights {outcome.weights[:16]}</div>'
-    yield part.figures(
+    yield f"<h1>{text(outcome.name)}</h1>"
+    yield f'<div class="soft mono">{text(outcome.checkpoint)} · weights {outcome.weights[:16]}</div>'
+    yield figures(
         [
             (f"{outcome.seen:,}", "pairs seen in training"),
             (f"{outcome.step:,}", "steps"),
@@ -61,8 +62,8 @@ def _flops(count: float) -> str:
 
 def _numbers(results: Sequence[Result]) -> Iterator[str]:
     baselines = baselines_of(results)
-    head = "".join(f"<th>{part.text(name)}</th>" for name in ("metric", "", "model", "95 % interval", "chance"))
-    head += "".join(f"<th>{part.text(BASELINES[name])}</th>" for name in baselines) + "<th>pictures</th>"
+    head = "".join(f"<th>{text(name)}</th>" for name in ("metric", "", "model", "95 % interval", "chance"))
+    head += "".join(f"<th>{text(BASELINES[name])}</th>" for name in baselines) + "<th>pictures</th>"
     rows = "".join(_row(result, baselines) for result in results)
     shapes = [("dot", "model, with its 95 % bootstrap interval"), ("tick", "chance")]
     shapes += [("diamond", "nearest training picture in pixels")] if "pixel_neighbours" in baselines else []
@@ -88,11 +89,11 @@ def _row(result: Result, baselines: Sequence[str]) -> str:
         f"{result.count:,}",
     ]
     return (
-        f'<tr><td>{part.text(TITLES[result.metric])}</td><td class="range">'
+        f'<tr><td>{text(TITLES[result.metric])}</td><td class="range">'
         f"{part.value_range(marks, result.low, result.high, end)}</td>"
-        f'<td class="value">{part.text(with_sign(result.value, result.unit))}</td>'
-        f'<td class="soft">{part.text(interval(result))}</td>'
-        + "".join(f"<td>{part.text(cell)}</td>" for cell in cells)
+        f'<td class="value">{text(with_sign(result.value, result.unit))}</td>'
+        f'<td class="soft">{text(interval(result))}</td>'
+        + "".join(f"<td>{text(cell)}</td>" for cell in cells)
         + "</tr>"
     )
 
@@ -117,7 +118,7 @@ def _subgroups(subgroups: Sequence[SubgroupResult]) -> Iterator[str]:
             )
             for one in members
         )
-        yield f'<div class="family"><b>{part.text(group.replace("-", " and "))}</b>{rows}</div>'
+        yield f'<div class="family"><b>{text(group.replace("-", " and "))}</b>{rows}</div>'
     yield "</div></div>\n"
 
 
@@ -226,6 +227,5 @@ def _hierarchies(drawings: Sequence[Drawing]) -> Iterator[str]:
             yield f"<h2>{title}</h2><p>{words}</p>"
         for drawing in shown:
             yield (
-                f'<div class="panel drawing"><img src="{part.data_uri(drawing.png)}" alt="{part.text(drawing.title)}">'
-                "</div>\n"
+                f'<div class="panel drawing"><img src="{data_uri(drawing.png)}" alt="{text(drawing.title)}"></div>\n'
             )
