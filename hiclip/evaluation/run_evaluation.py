@@ -65,7 +65,7 @@ def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[D
         step=state.step,
         seen=state.seen,
         parameters=parameters(model),
-        train_flops=train_flops(model, state.seen),
+        train_flops=state.train_flops or train_flops(model, state.seen),
         dataset=asked.dataset_fingerprint,
         sets={content.name: content.fingerprint for content in asked.contents},
         results=[result for one in measured for result in one.results],
@@ -79,7 +79,7 @@ def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[D
 def _record(asked: Asked, outcome: Outcome, out: Folder) -> str | None:
     """Adds the results to the MLflow run that the checkpoint came from, or to a new one if that is not there."""
     state, job = asked.checkpoint.state, asked.job
-    tracker = open_tracker(job.mlflow, job.out, job.name, state.mlflow_run_id)
+    tracker = open_tracker(job.mlflow, job.out, job.name, state.mlflow_run_id, adds=True)
     numbers = {f"{result.set}/{result.metric}": result.value for result in outcome.results}
     tracker.metrics(numbers, state.seen)
     tracker.tag("evaluation", out.root)

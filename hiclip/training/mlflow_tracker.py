@@ -37,13 +37,20 @@ _LONGEST_PARAM = 6000  # characters: MLflow's limit
 
 
 def open_tracker(
-    settings: MlflowSettings, out: str, run_name: str, run_id: str | None = None, parent_run_id: str | None = None
+    settings: MlflowSettings,
+    out: str,
+    run_name: str,
+    run_id: str | None = None,
+    parent_run_id: str | None = None,
+    adds: bool = False,
 ) -> Tracker:
     """A tracker for a run that writes to `out`, where the record's id is noted in the file RUN_ID.
 
-    `run_id` appends to an earlier record (see `recorded_run_id`), `parent_run_id` nests a new one below another.
+    `run_id` appends to an earlier record (see `recorded_run_id`), `parent_run_id` nests a new one below another. With
+    `adds` the earlier run goes its own way: whether it counts as running or finished is left as it is.
     """
-    return MlflowTracker(tracking_uri(settings, out), settings.experiment, out, run_name, run_id, parent_run_id)
+    uri = tracking_uri(settings, out)
+    return MlflowTracker(uri, settings.experiment, out, run_name, run_id, parent_run_id, adds)
 
 
 def recorded_run_id(out: str) -> str | None:
@@ -79,10 +86,17 @@ class MlflowTracker:
     """See `Tracker`."""
 
     def __init__(
-        self, uri: str, experiment: str, out: str, run_name: str, run_id: str | None, parent_run_id: str | None
+        self,
+        uri: str,
+        experiment: str,
+        out: str,
+        run_name: str,
+        run_id: str | None,
+        parent_run_id: str | None,
+        adds: bool,
     ) -> None:
         self._uri, self._experiment, self._out, self._run_name = uri, experiment, out, run_name
-        self._earlier_id, self._parent_run_id = run_id, parent_run_id
+        self._earlier_id, self._parent_run_id, self._adds = run_id, parent_run_id, adds
         self._queue: queue.SimpleQueue[_Point | _Call | None] = queue.SimpleQueue()
         self._opened: Future[str] = Future()
         self._status = "FINISHED"
@@ -141,7 +155,8 @@ class MlflowTracker:
             folder(self._out).write_text(RUN_ID, run_id + "\n")
             self._opened.set_result(run_id)
             self._deliver(client, run_id)
-            client.set_terminated(run_id, self._status)
+            if not (self._adds and run_id == self._earlier_id):
+                client.set_terminated(run_id, self._status)
         # MLflow, SQLAlchemy and requests each have their own errors, and none of them may end a run.
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -158,7 +173,7 @@ class MlflowTracker:
         with _alone(self._uri):
             client = MlflowClient(tracking_uri=self._uri)
             experiment_id = _experiment_id(client, self._experiment, self._uri)
-            if self._earlier_id is not None and _reopened(client, self._earlier_id):
+            if self._earlier_id is not None and _reopened(client, self._earlier_id, self._adds):
                 return client, self._earlier_id
             tags = {"mlflow.parentRunId": self._parent_run_id} if self._parent_run_id else {}
             return client, client.create_run(experiment_id, run_name=self._run_name, tags=tags).info.run_id
@@ -195,12 +210,15 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
         return str(experiment.experiment_id)
 
 
-def _reopened(client: Any, run_id: str) -> bool:
-    """Whether MLflow still has the run, which then counts as running again."""
+def _reopened(client: Any, run_id: str, adds: bool) -> bool:
+    """Whether MLflow still has the run, which then counts as running again unless something is only added."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.update_run(run_id, status="RUNNING")
+        if adds:
+            client.get_run(run_id)
+        else:
+            client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -69,6 +69,25 @@ def test_a_run_is_recorded_and_a_resumed_one_appends(runs: Path) -> None:
     assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == run_id
 
 
+def test_what_is_added_to_a_run_leaves_its_status_alone(runs: Path) -> None:
+    from mlflow import MlflowClient
+
+    out, settings = str(runs / "three"), MlflowSettings(experiment="tests")
+    training = open_tracker(settings, out, "a run")
+    run_id = training.run_id
+    evaluation = open_tracker(settings, out, "an evaluation", run_id, adds=True)
+    evaluation.metrics({"top1": 0.5}, seen=8)
+    evaluation.close()
+    client = MlflowClient(tracking_uri=f"sqlite:///{runs}/mlflow.db")
+    assert (client.get_run(run_id).info.status, client.get_run(run_id).data.metrics["top1"]) == ("RUNNING", 0.5)
+    training.close("KILLED")
+    open_tracker(settings, out, "an evaluation", run_id, adds=True).close()
+    assert client.get_run(run_id).info.status == "KILLED"
+    alone = open_tracker(settings, out, "an evaluation", "0" * 32, adds=True)
+    alone.close()
+    assert client.get_run(alone.run_id).info.status == "FINISHED"
+
+
 def test_a_record_that_is_gone_is_begun_anew(runs: Path) -> None:
     tracker = open_tracker(MlflowSettings(), str(runs / "two"), "a run", run_id="0" * 32)
     tracker.close()
