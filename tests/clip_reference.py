@@ -11,6 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from hiclip.model.sizes import resolve
 from hiclip.model.two_towers import TwoTowers
 
 VOCABULARY = 300
@@ -64,14 +65,73 @@ class Visual(nn.Module):
         return self.ln_post(x[:, 0]) @ self.proj
 
 
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 1, bias=False), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3, self.bn3 = nn.Conv2d(planes, 4 * planes, 1, bias=False), nn.BatchNorm2d(4 * planes)
+        self.downsample = None
+        if stride > 1 or inputs != 4 * planes:
+            layers = {"-1": nn.AvgPool2d(stride), "0": nn.Conv2d(inputs, 4 * planes, 1, bias=False)}
+            self.downsample = nn.Sequential(OrderedDict(layers | {"1": nn.BatchNorm2d(4 * planes)}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.avgpool(torch.relu(self.bn2(self.conv2(y))))
+        return torch.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class AttentionPool2d(nn.Module):
+    def __init__(self, grid: int, width: int, heads: int, outputs: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width))
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj, self.heads = nn.Linear(width, outputs), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).permute(2, 0, 1)
+        x = torch.cat([x.mean(dim=0, keepdim=True), x]) + self.positional_embedding[:, None, :]
+        q, k, v = self.q_proj, self.k_proj, self.v_proj
+        read, _ = nn.functional.multi_head_attention_forward(
+            x[:1], x, x, x.shape[-1], self.heads, None, torch.cat([q.bias, k.bias, v.bias]), None, None, False, 0.0,
+            self.c_proj.weight, self.c_proj.bias, need_weights=False, use_separate_proj_weight=True,
+            q_proj_weight=q.weight, k_proj_weight=k.weight, v_proj_weight=v.weight,
+        )  # fmt: skip
+        return read.squeeze(0)
+
+
+class ModifiedResNet(nn.Module):
+    """OpenAI's, of one block a stage."""
+
+    def __init__(self, width: int, px: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(width // 2)
+        self.conv2, self.bn2 = nn.Conv2d(width // 2, width // 2, 3, 1, 1, bias=False), nn.BatchNorm2d(width // 2)
+        self.conv3, self.bn3 = nn.Conv2d(width // 2, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = nn.Sequential(Bottleneck(width, width, 1))
+        self.layer2 = nn.Sequential(Bottleneck(4 * width, 2 * width, 2))
+        self.layer3 = nn.Sequential(Bottleneck(8 * width, 4 * width, 2))
+        self.layer4 = nn.Sequential(Bottleneck(16 * width, 8 * width, 2))
+        self.attnpool = AttentionPool2d(px // 32, 32 * width, 32 * width // 64, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = torch.relu(norm(conv(x)))
+        return self.attnpool(self.layer4(self.layer3(self.layer2(self.layer1(self.avgpool(x))))))
+
+
 class ReferenceClip(nn.Module):
     """Towers of different sizes, so that no part of one can be taken for the other's; biases and norms random too."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, resnet: bool = False) -> None:
         super().__init__()
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         width, context, embedding = 64, 12, 48
-        self.visual = Visual(128, depth=3, px=32, patch=8, embedding=embedding)
+        vit = Visual(128, depth=3, px=32, patch=8, embedding=embedding)
+        self.visual = ModifiedResNet(8, px=64, outputs=embedding) if resnet else vit
         mask = torch.full((context, context), float("-inf")).triu(1)
         self.transformer = Blocks(width, depth=2, mask=mask)
         self.token_embedding = nn.Embedding(VOCABULARY, width)
@@ -81,11 +141,14 @@ class ReferenceClip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.5))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.endswith("bias") or ".ln_" in name or name.startswith("ln_"):
+                if name.endswith("bias") or ".ln_" in name or name.startswith("ln_") or ".bn" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.3)
+            for name, buffer in self.named_buffers():
+                if "running" in name:
+                    buffer.add_(torch.rand_like(buffer) * 0.3)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (B, 48)."""
+        """(B, 3, 32, 32), or 64 pixels for the ResNet -> (B, 48)."""
         features: Tensor = self.visual(images)
         return features
 
@@ -96,20 +159,20 @@ class ReferenceClip(nn.Module):
         return features
 
 
-def pairs(count: int = 5) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, 32, 32) and captions (B, 12) of different lengths, each between a start and an end token."""
+def pairs(px: int = 32) -> tuple[Tensor, Tensor]:
+    """Pictures (5, 3, px, px) and captions (5, 12) of different lengths, each between a start and an end token."""
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.zeros(count, 12, dtype=torch.long)
+    tokens = torch.zeros(5, 12, dtype=torch.long)
     for row, caption in enumerate(tokens):
         length = 3 + 2 * row % 10
         caption[:length] = torch.randint(1, VOCABULARY - 2, (length,), generator=generator)
         caption[0], caption[length - 1] = VOCABULARY - 2, VOCABULARY - 1
-    return torch.randn(count, 3, 32, 32, generator=generator), tokens
+    return torch.randn(5, 3, px, px, generator=generator), tokens
 
 
 @torch.no_grad()
 def assert_same_features(towers: TwoTowers, images: Tensor, texts: Tensor) -> None:
-    """Whether the towers give these (B, 48) of the batch `pairs()`, whose numbers are of the order of 1 to 10."""
-    pictures, tokens = pairs()
+    """Whether the towers give these (5, 48) of the batch `pairs()`, whose numbers are of the order of 1 to 10."""
+    pictures, tokens = pairs(resolve(towers.settings).image_px)
     assert torch.allclose(towers.image_tower(pictures).vector, images, rtol=1e-5, atol=1e-5)
     assert torch.allclose(towers.text_tower(tokens).vector, texts, rtol=1e-5, atol=1e-5)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from torch import Tensor
 
-from hiclip.model.clip_names import Names
-from hiclip.model.sizes import ModelSettings, SizeName, resolve
+from hiclip.model.clip_relations import Names
+from hiclip.model.sizes import HEAD_WIDTH, RESNET_STRIDE, ModelSettings, ResNetSize, SizeName, resolve
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,49 @@ def settings_of(
     Raises ValueError that names the weight that is missing or of a shape that no model has.
     """
     where = _WHERE[names]
-    image_width, _, patch_px, _ = _shape(weights, where.patches, 4)
     vocabulary, text_width = _shape(weights, where.tokens, 2)
-    found = ModelSettings(
-        size="vit_b_32",
-        image_width=image_width,
-        image_depth=_depth(weights, where.image_layers),
-        image_heads=image_heads,
+    is_resnet = any(name.startswith("visual.layer1.") for name in weights)
+    found = replace(
+        _resnet(weights) if is_resnet else _vit(weights, where, image_heads),
         text_width=text_width,
         text_depth=_depth(weights, where.text_layers),
-        text_heads=text_heads,
-        image_px=patch_px * _grid(weights, where.places),
-        patch_px=patch_px,
+        text_heads=_unusual(text_heads, text_width),
         context=_shape(weights, where.context, 2)[0],
         embedding=_shape(weights, where.projection, 2)[where.embedding_axis],
         vocabulary=vocabulary,
-        image_hierarchy=False,
-        text_hierarchy=False,
     )
     sizes = resolve(found)
     named = (_plain(size) for size in get_args(SizeName))
     return next((settings for settings in named if resolve(settings) == sizes), found)
+
+
+def _vit(weights: Mapping[str, Tensor], where: _Where, heads: int | None) -> ModelSettings:
+    width, _, patch_px, _ = _shape(weights, where.patches, 4)
+    return replace(
+        _plain("vit_b_32"),
+        image_width=width,
+        image_depth=_depth(weights, where.image_layers),
+        image_heads=_unusual(heads, width),
+        image_px=patch_px * _grid(weights, where.places),
+        patch_px=patch_px,
+    )
+
+
+def _resnet(weights: Mapping[str, Tensor]) -> ModelSettings:
+    """Of OpenAI's names. Its stages must be those of a named size."""
+    stages = tuple(_depth(weights, f"visual.layer{stage}") for stage in (1, 2, 3, 4))
+    for size in get_args(SizeName):
+        image = resolve(_plain(size)).image
+        if isinstance(image, ResNetSize) and image.stages == stages:
+            width = _shape(weights, "visual.conv3.weight", 4)[0]
+            image_px = RESNET_STRIDE * _grid(weights, "visual.attnpool.positional_embedding")
+            return replace(_plain(size), image_width=width, image_px=image_px)
+    raise ValueError(f"visual.layer1 to visual.layer4: expected the blocks of ResNet-50 (3, 4, 6, 3), came {stages}")
+
+
+def _unusual(heads: int | None, width: int) -> int | None:
+    """The number of heads, None where it is the usual one."""
+    return None if heads is None or heads * HEAD_WIDTH == width else heads
 
 
 def _plain(size: SizeName) -> ModelSettings:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hiclip.model.clip_names import Names
-from hiclip.model.sizes import ModelSettings, TowerSize, resolve
+from hiclip.model.clip_relations import Names
+from hiclip.model.sizes import HEAD_WIDTH, ModelSettings, ResNetSize, TowerSize, resolve
 
 CONFIG_NAME: dict[Names, str] = {"open_clip": "open_clip_config.json", "transformers": "config.json"}
 """Name of the configuration's file."""
@@ -37,7 +37,7 @@ def read_config(config: Mapping[str, Any], names: Names) -> Heads:
 
 
 def make_config(settings: ModelSettings, names: Names) -> dict[str, Any]:
-    """The configuration with which open_clip, or transformers, builds the same model."""
+    """The configuration with which open_clip, or transformers, builds the same model; ValueError if it has none."""
     return _open_clip_config(settings) if names == "open_clip" else _transformers_config(settings)
 
 
@@ -45,6 +45,8 @@ def _open_clip_heads(model: Mapping[str, Any]) -> Heads:
     if model.get("quick_gelu") is not True:
         raise ValueError("model_cfg.quick_gelu: expected true, our model's activation; without it open_clip's is GELU")
     vision, text = _section(model, "vision_cfg", "model_cfg."), _section(model, "text_cfg", "model_cfg.")
+    if isinstance(vision.get("layers"), list):  # a ResNet: its attention pool has a head for every 64 channels
+        return Heads(None, _count(text, "heads"))
     width, head_width = _count(vision, "width"), _count(vision, "head_width")
     return Heads(width // head_width if width and head_width else None, _count(text, "heads"))
 
@@ -78,12 +80,13 @@ def _count(section: Mapping[str, Any], key: str) -> int | None:
 def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
     sizes = resolve(settings)
     image, text = sizes.image, sizes.text
+    is_resnet = isinstance(image, ResNetSize)
     vision_cfg = {
         "image_size": sizes.image_px,
-        "layers": image.depth,
+        "layers": list(image.stages) if isinstance(image, ResNetSize) else image.depth,
         "width": image.width,
-        "head_width": image.width // image.heads,
-        "patch_size": sizes.patch_px,
+        "head_width": HEAD_WIDTH if is_resnet else image.width // image.heads,
+        "patch_size": None if is_resnet else sizes.patch_px,
     }
     text_cfg = {
         "context_length": sizes.context,
@@ -104,6 +107,8 @@ def _open_clip_config(settings: ModelSettings) -> dict[str, Any]:
 
 def _transformers_config(settings: ModelSettings) -> dict[str, Any]:
     sizes = resolve(settings)
+    if isinstance(sizes.image, ResNetSize):
+        raise ValueError("transformers has no CLIP with a ResNet; open_clip has")
     vision = {"image_size": sizes.image_px, "patch_size": sizes.patch_px}
     text = {
         "vocab_size": sizes.vocabulary,

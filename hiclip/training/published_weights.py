@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hiclip.model.clip_names import Names, from_published, names_of, to_published
+from hiclip.model.clip_names import from_published, names_of, to_published
+from hiclip.model.clip_relations import Names
 from hiclip.model.clip_sizes import settings_of
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import CheckpointError, local_files

@@ -9,6 +9,7 @@ import random
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from clip_reference import ReferenceClip, assert_same_features, pairs
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hiclip.model.clip_names import Names, from_published, to_published
+from hiclip.model.clip_names import from_published, to_published
+from hiclip.model.clip_relations import Names
 from hiclip.model.clip_sizes import settings_of
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.model.two_towers import TwoTowers
@@ -51,6 +53,26 @@ def test_open_clips_features_are_ours(reference: ReferenceClip, weights: Weights
     assert towers.logit_scale().item() == pytest.approx(reference.logit_scale.exp().item())
 
 
+@torch.no_grad()
+def test_openais_resnet_is_ours(tmp_path: Path) -> None:
+    reference = ReferenceClip(resnet=True).eval()
+    weights = dict(reference.state_dict())
+    towers = towers_of(weights)
+    assert towers.settings.size == "resnet_tiny"
+    assert_same_features(towers, reference.encode_image(pairs(64)[0]), reference.encode_text(pairs()[1]))
+    again = to_published(towers, "open_clip")
+    assert all(torch.equal(again[name], weights[name]) for name in weights if "num_batches" not in name)
+    ReferenceClip(resnet=True).load_state_dict(again)
+    write_published(towers, str(tmp_path / "ours"), "open_clip")
+    assert read_published(str(tmp_path / "ours")).settings == towers.settings
+    with pytest.raises(CheckpointError, match="transformers has no CLIP with a ResNet"):
+        write_published(towers, str(tmp_path / "theirs"), "transformers")
+    del weights["visual.layer2.0.conv1.weight"]
+    assert "missing: visual.layer2.0.conv1.weight" in refusal(weights)
+    deeper = weights | {"visual.layer3.1.conv1.weight": torch.zeros(32, 128, 1, 1)}
+    assert "expected the blocks of ResNet-50 (3, 4, 6, 3), came (1, 1, 2, 1)" in refusal(deeper)
+
+
 def test_sizes_are_read_off_the_shapes(weights: Weights) -> None:
     settings = settings_of(weights, "open_clip")
     sizes = resolve(settings)
@@ -73,8 +95,16 @@ def test_sizes_are_read_off_the_shapes(weights: Weights) -> None:
     assert not settings.text_hierarchy
 
 
-@pytest.mark.parametrize("size", ["tiny", "vit_b_32", "vit_b_16"])
-@pytest.mark.parametrize("names", ["open_clip", "transformers"])
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        ("tiny", "transformers"),
+        ("vit_b_32", "open_clip"),
+        ("vit_b_32", "transformers"),
+        ("vit_b_16", "open_clip"),
+        ("resnet_50", "open_clip"),
+    ],
+)
 def test_a_named_size_is_found_by_its_name(size: str, names: Names) -> None:
     settings = ModelSettings(size=size, image_hierarchy=False, text_hierarchy=False)  # type: ignore[arg-type]
     with torch.device("meta"):
@@ -146,10 +176,12 @@ def test_two_faults_are_one_error(weights: Weights) -> None:
     assert "missing: logit_scale; unknown: logit_bias" in said
 
 
-@pytest.mark.parametrize("switch", [{"image_hierarchy": True}, {"text_hierarchy": True}, {"causal": False}])
-def test_a_model_that_is_more_than_clip_is_not_written_as_one(switch: dict[str, bool], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "switch", [{"image_hierarchy": True}, {"text_hierarchy": True}, {"causal": False}, {"text_pooling": "max"}]
+)
+def test_a_model_that_is_more_than_clip_is_not_written_as_one(switch: dict[str, Any], tmp_path: Path) -> None:
     plain = {"image_hierarchy": False, "text_hierarchy": False}
-    towers = TwoTowers(ModelSettings(width=64, depth=1, image_px=16, context=8, **(plain | switch)))  # type: ignore[arg-type]
+    towers = TwoTowers(ModelSettings(width=64, depth=1, image_px=16, context=8, **(plain | switch)))
     with pytest.raises(CheckpointError, match=re.escape(f"{next(iter(switch))}: {next(iter(switch.values()))}")):
         write_published(towers, str(tmp_path / "out"), "open_clip")
     assert not (tmp_path / "out").exists()
@@ -177,7 +209,7 @@ def test_a_written_folder_is_read(weights: Weights, tmp_path: Path, names: Names
     towers = towers_of(weights)
     write_published(towers, str(tmp_path), names)
     again = read_published(str(tmp_path))
-    assert again.settings == settings_of(weights, "open_clip", image_heads=2, text_heads=1)
+    assert again.settings == towers.settings
     assert not again.training
     assert all(torch.equal(tensor, towers.state_dict()[name]) for name, tensor in again.state_dict().items())
 
