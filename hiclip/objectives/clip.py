@@ -25,8 +25,8 @@ class ClipSettings:
     smoothing: float = 0.0
     """Share of the target that the other pairs of the batch divide among them, 0 to below 1; 0 is CLIP."""
     block_pairs: int | None = None
-    """Pairs of a worker whose logits are held at once; null: all. The loss is the same. With b pairs a worker and B in
-    the batch, it holds 8 * block_pairs * B bytes of logits and their slopes, instead of 20 * b * B."""
+    """Pairs of a worker whose logits are held at once; null: all. The loss is the same, nothing is computed
+    twice. With b pairs a worker of a batch of B it holds 8 * block_pairs * B bytes of logits instead of 15 * b * B."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
