@@ -11,7 +11,8 @@ from rich.table import Table
 
 from hiclip.scaling.law import LawError, check_computes
 from hiclip.scaling.scale_job import Changes, ScaleJob
-from hiclip.training.cost import parameters, train_flops
+from hiclip.training.cost import parameters
+from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_bill import hours
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import JobError, read_job
@@ -40,7 +41,7 @@ class Rung:
     @property
     def compute(self) -> float:
         """Training FLOPs of the whole run."""
-        return train_flops(self.job.model, self.job.pairs)
+        return training_flops(self.job, self.job.pairs)
 
     @property
     def device_hours(self) -> float | None:

@@ -57,6 +57,8 @@ class TrainState(Settings):
     """Of it, waiting for data."""
     job_fingerprint: str
     manifest_fingerprint: str
+    train_flops: float | None = None
+    """FLOPs of training so far."""
     mlflow_run_id: str | None = None
     commit: str | None = None
 

@@ -104,21 +104,27 @@ def device_memory(
     zero_stage: int,
     world: int,
     micro_batch: int | None = None,
+    *,
+    pictures: int = 1,
+    texts: int = 1,
+    heads: int = 0,
+    kept: int = 0,
 ) -> DeviceMemory:
     """Bytes on each of `world` devices that trains `pairs` pairs a step; weights are fp32, bf16 is autocast's.
 
     ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too. `micro_batch`: how many of the pairs are
-    encoded at once, None for all.
+    encoded at once, None for all. `pictures`, `texts`: views of a pair. `heads` and `kept`: numbers that the objective
+    trains and remembers.
     """
-    numbers = parameters(settings)
+    numbers = parameters(settings) + heads
     copies = 3 if zero_stage else 2
     gradients = numbers * FP32 / (world if zero_stage >= 2 else 1)
-    a_pair = _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32)
+    picture, text = _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32)
     return DeviceMemory(
-        weights=numbers * FP32 / (world if zero_stage >= 3 else 1),
+        weights=numbers * FP32 / (world if zero_stage >= 3 else 1) + kept * FP32,
         gradients=gradients if micro_batch is None else 2 * numbers * FP32,
         optimizer=numbers * FP32 * copies / (world if zero_stage >= 1 else 1),
-        activations=(micro_batch or pairs) * a_pair,
+        activations=(micro_batch or pairs) * (pictures * picture + texts * text),
     )
 
 
@@ -145,9 +151,9 @@ def _text_parameters(sizes: Sizes) -> int:
     return text.width * (sizes.vocabulary + sizes.context + 2 + sizes.embedding) + layer_parameters(text)
 
 
-def _activation_bytes(sizes: Sizes, low: int) -> float:
-    """Bytes a pair; `low` is the size of a number in matrix products."""
+def _activation_bytes(sizes: Sizes, low: int) -> tuple[float, float]:
+    """Bytes of a picture and of a text; `low` is the size of a number in matrix products."""
     text = layer_activation_bytes(sizes.text, sizes.context, low)
     if isinstance(sizes.image, ResNetSize):
-        return text + resnet_activation_bytes(sizes.image, sizes.image_px, low)
-    return text + layer_activation_bytes(sizes.image, 1 + sizes.grid**2, low)
+        return resnet_activation_bytes(sizes.image, sizes.image_px, low), text
+    return layer_activation_bytes(sizes.image, 1 + sizes.grid**2, low), text

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from hiclip.training.cost import device_memory, parameters, train_flops
+from hiclip.training.cost import parameters
+from hiclip.training.job_cost import checkpoint_bytes, own_numbers, passes, training_flops, worker_memory
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.manifest import Manifest
-
-_WEIGHT, _ADAM = 4, 8  # bytes a parameter: fp32, and Adam has two moments
 
 
 def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
@@ -23,14 +22,6 @@ def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
     return table
 
 
-def checkpoint_bytes(job: PretrainJob) -> float:
-    """Bytes of one checkpoint: the readable weights and the engine's files."""
-    # DeepSpeed keeps the weights once more whole, and where it shards the optimizer a third time, in shards.
-    copies = 0 if job.engine.name == "plain" else 1 + (job.engine.zero_stage > 0)
-    engine = _ADAM + copies * _WEIGHT
-    return parameters(job.model) * (_WEIGHT + engine)
-
-
 def hours(job: PretrainJob) -> float | None:
     """Hours of the whole run at the assumed share of the devices' peak; None without a price."""
     if job.price is None:
@@ -41,13 +32,17 @@ def hours(job: PretrainJob) -> float | None:
 
 def done_flops(job: PretrainJob) -> float:
     """FLOPs of the whole run as it is done: with gradient caching, a fourth forward beside a pass that counts three."""
-    return train_flops(job.model, job.pairs) * (1 if job.data.micro_batch is None else 4 / 3)
+    return training_flops(job, job.pairs) * (1 if job.data.micro_batch is None else 4 / 3)
 
 
 def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
     yield from _data_lines(job, manifest)
-    yield "parameters", f"{parameters(job.model):,}"
-    flops = train_flops(job.model, job.pairs)
+    own = own_numbers(job)
+    heads = f", and {own.trained:,} of the objective's heads" if own.trained else ""
+    memory = f"; it remembers {own.kept:,} numbers" if own.kept else ""
+    yield "parameters", f"{parameters(job.model):,}{heads}{memory}"
+    yield "a pair is shown as", f"{passes(job)} ({job.objective.name})"
+    flops = training_flops(job, job.pairs)
     yield "arithmetic", f"{flops:.3g} FLOPs, {flops / job.pairs / 1e9:.3g} GFLOPs a pair, {job.precision}"
     if job.data.micro_batch is not None:
         yield (
@@ -87,9 +82,7 @@ def _price_lines(job: PretrainJob) -> Iterator[tuple[str, str]]:
 
 
 def _memory(job: PretrainJob, stage: int) -> str:
-    workers = job.workers.count
-    pairs, micro_batch = job.data.batch // workers, job.data.micro_batch
-    held = device_memory(job.model, pairs, job.precision, stage, workers, micro_batch)
+    held = worker_memory(job, stage)
     return (
         f"{_size(held.total)} a worker: weights {_size(held.weights)}, gradients {_size(held.gradients)}, "
         f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}"

@@ -30,6 +30,7 @@ from hiclip.training.checkpoint import (
 )
 from hiclip.training.engine import Engine, PlainEngine, Pretraining
 from hiclip.training.history import StepRow
+from hiclip.training.job_cost import training_flops
 from hiclip.training.loop import Plan, train
 from hiclip.training.mlflow_tracker import recorded_run_id
 from hiclip.training.pretrain_job import PretrainJob
@@ -152,6 +153,7 @@ class _Saver:
             wait_s=sum(row.wait_s for row in self.history),
             job_fingerprint=self._job.fingerprint,
             manifest_fingerprint=self._place.manifest_fingerprint,
+            train_flops=training_flops(self._job, self.seen),
             mlflow_run_id=recorded_run_id(self._place.run_folder),
             commit=self._place.commit,
         )

@@ -17,8 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from hiclip.training.checkpoint import Checkpoint, read_checkpoint
-from hiclip.training.cost import parameters, train_flops
+from hiclip.training.cost import parameters
 from hiclip.training.history import StepRow, to_csv
+from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_job import NOT_THE_RESULT, PretrainJob
 from pipeline.jobfile import JobError, resolved, resolved_yaml
 from pipeline.manifest import DatasetError, Manifest
@@ -117,7 +118,7 @@ def _result(job: PretrainJob, checkpoint: Checkpoint, rows: list[StepRow], mlflo
         seconds=state.seconds,
         loader_wait_share=state.wait_s / state.seconds,
         parameters=parameters(job.model),
-        train_flops=train_flops(job.model, state.seen),
+        train_flops=training_flops(job, state.seen),
         job_fingerprint=state.job_fingerprint,
         manifest_fingerprint=state.manifest_fingerprint,
         commit=state.commit,

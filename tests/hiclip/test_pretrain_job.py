@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.console import Console
 from small_dataset import small_dataset
 from small_run import random_batches, small_job
 
-from hiclip.training.cost import train_flops
-from hiclip.training.pretrain_bill import bill, checkpoint_bytes, hours
+from hiclip.training.cost import forward_flops_per_pair, image_flops, region_flops, text_flops, train_flops
+from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, worker_memory
+from hiclip.training.pretrain_bill import bill, hours
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace, run_rank
 from pipeline.jobfile import JobError, make_job, resolved
@@ -101,8 +103,29 @@ def test_the_bill_of_a_micro_batch_tells_the_second_pass_and_the_memory_of_a_chu
     assert "encoded at once" not in printed(at_once, None)
 
 
-def test_a_checkpoint_is_as_large_as_the_bill_says(tmp_path: Path) -> None:
-    job = small_job(str(tmp_path))
+def test_the_bill_counts_what_an_objective_looks_at() -> None:
+    """DeCLIP: two pictures and two texts. PyramidCLIP: two pictures, three texts, regions in the rear layers."""
+    clip, declip = small_job("out"), small_declip("out")
+    assert pair_flops(clip) == forward_flops_per_pair(clip.model)
+    assert pair_flops(declip) == 2 * forward_flops_per_pair(declip.model)
+    model = {"region_width": 5, "front_layers": 1, "depth": 3, "image_hierarchy": False}
+    pyramid = small_job("out", objective={"name": "pyramidclip"}, model=model)
+    expected = 2 * image_flops(pyramid.model) + 3 * text_flops(pyramid.model) + region_flops(pyramid.model, 10)
+    assert pair_flops(pyramid) == expected
+    assert "2 × picture, 2 × text (declip)" in printed(declip, None)
+    assert "2 × picture, 3 × text, 10 regions (pyramidclip)" in printed(pyramid, None)
+    memory = [worker_memory(job, 0) for job in (clip, declip)]
+    assert memory[1].activations == 2 * memory[0].activations
+    assert memory[1].gradients - memory[0].gradients == 4 * (own_numbers(declip).trained + 64)  # and the mask's row
+
+
+def small_declip(out: str) -> PretrainJob:
+    return small_job(out, objective={"name": "declip", "queue": 1000}, model={"vocabulary": 49_409})
+
+
+@pytest.mark.parametrize("make", [small_job, small_declip])
+def test_a_checkpoint_is_as_large_as_the_bill_says(tmp_path: Path, make: Callable[[str], PretrainJob]) -> None:
+    job = make(str(tmp_path))
     place = RunPlace(job.out, "fingerprint of the data", None)
     run_rank(job, place, None, lambda step: random_batches(job, step), lambda row: None)
     last = tmp_path / "checkpoints" / "seen-000000000064"

@@ -20,10 +20,14 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from hiclip.batch import Views
+from hiclip.batch import NOT_PREDICTED, Views
+from hiclip.data.image_views import IMAGE_VIEWS
+from hiclip.data.region_views import REGION_VIEWS
 from hiclip.data.step_reader import RankStep, StepReader, local_stream
 from hiclip.data.stream_plan import LoaderSettings, StreamPlan, plan_stream
+from hiclip.data.text_views import TEXT_VIEWS
 from hiclip.data.tokenizer import Tokenizer
+from hiclip.data.view_settings import ViewSettings
 from pipeline.manifest import DatasetError, Manifest, dataset_fingerprint, write_manifest
 from pipeline.pair import PAIR_SCHEMA, pair_id
 from pipeline.shards import write_shards
@@ -34,7 +38,21 @@ BROKEN = (17, 18, 149)
 LOADER = LoaderSettings(tasks=2, cpus_per_task=0.5, steps_per_task=3)
 
 
-def write_dataset(path: Path, pairs: int = PAIRS, broken: tuple[int, ...] = BROKEN) -> str:
+ANNOTATIONS = (
+    pa.field("caption_summary", pa.string()),
+    pa.field("object_tags", pa.string()),
+    pa.field("regions", pa.binary()),
+)
+
+
+def annotations(row: int) -> tuple[str | None, str | None, bytes | None]:
+    """Every fourth pair has none; the others have row % 4 regions of three numbers that tell the row."""
+    if row % 4 == 0:
+        return None, None, None
+    return f"summary {row}", f"tag {row}, tag", np.full((row % 4, 3), row, dtype=np.float16).tobytes()
+
+
+def write_dataset(path: Path, pairs: int = PAIRS, broken: tuple[int, ...] = BROKEN, annotated: bool = False) -> str:
     """A real dataset: pictures whose colour tells their row, as JPEG and PNG by turns, some of them cut short."""
     target = folder(str(path))
     target.make()
@@ -48,10 +66,12 @@ def write_dataset(path: Path, pairs: int = PAIRS, broken: tuple[int, ...] = BROK
         data = encoded.getvalue()[:100] if row in broken else encoded.getvalue()
         url, text = f"http://a.crawl.example/{row}", f"picture number {row}"
         digest = hashlib.sha256(data).hexdigest()
-        rows.append((pair_id(url, text), url, text, "test", data, int(width), int(height), digest))
-    columns = [pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), PAIR_SCHEMA, strict=True)]
-    shards = tuple(write_shards([pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)], target, 64, GROUP))
-    types = {field.name: str(field.type) for field in PAIR_SCHEMA}
+        row_of_pair = (pair_id(url, text), url, text, "test", data, int(width), int(height), digest)
+        rows.append(row_of_pair + (annotations(row) if annotated else ()))
+    schema = pa.schema([*PAIR_SCHEMA, *ANNOTATIONS]) if annotated else PAIR_SCHEMA
+    columns = [pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)]
+    shards = tuple(write_shards([pa.Table.from_arrays(columns, schema=schema)], target, 64, GROUP))
+    types = {field.name: str(field.type) for field in schema}
     fingerprint = dataset_fingerprint(shards, types)
     manifest = Manifest(
         name="test", pairs=pairs, pairs_per_shard=64, rows_per_group=GROUP, shards=shards, columns=types,
@@ -66,6 +86,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
+@pytest.fixture(scope="module")
+def annotated_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("annotated"), annotated=True)
+
+
+def plan_of_everything(dataset: str) -> StreamPlan:
+    """All views that there are, two regions at most."""
+    views = Views(tuple(IMAGE_VIEWS), tuple(TEXT_VIEWS), tuple(REGION_VIEWS))
+    return plan_stream(dataset, 24, 5, 7, views, 16, 12, ViewSettings(most_regions=2), region_width=3)
+
+
 def plan_of(dataset: str, batch: int = 24) -> StreamPlan:
     return plan_stream(dataset, batch, 5, 7, Views(("crop",), ("caption",)), image_px=16, context=12)
 
@@ -75,6 +106,9 @@ def same(left: RankStep, right: RankStep) -> bool:
         (left.step, left.pair_ids, left.broken) == (right.step, right.pair_ids, right.broken)
         and all((left.images[view] == right.images[view]).all() for view in left.images)
         and all((left.tokens[view] == right.tokens[view]).all() for view in left.tokens)
+        and all((left.regions[view] == right.regions[view]).all() for view in left.regions)
+        and (set(left.images), set(left.tokens), set(left.regions))
+        == (set(right.images), set(right.tokens), set(right.regions))
     )
 
 
@@ -108,6 +142,44 @@ def test_pictures_and_captions_belong_together(dataset: str) -> None:
     for pixels, tokens in zip(step.images["crop"], step.tokens["caption"], strict=True):
         row = int(Tokenizer(12).decode(tokens).split()[-1])
         assert abs(pixels[..., 0].mean() - row - 20) < 8
+
+
+def test_every_view_is_made_of_its_own_pair(annotated_dataset: str) -> None:
+    step = StepReader(plan_of_everything(annotated_dataset)).read(3, 0, 1)
+    tokenizer = Tokenizer(12)
+    assert set(step.tokens) == set(TEXT_VIEWS)
+    assert not (step.images["view_1"] == step.images["view_2"]).all()
+    for place in range(24):
+        row = int(tokenizer.decode(step.tokens["caption"][place]).split()[-1])
+        annotated = row % 4 > 0
+        summary, tags = (tokenizer.decode(step.tokens[view][place]) for view in ("summary", "tags"))
+        assert summary == (f"summary {row}" if annotated else f"picture number {row}")
+        assert tags == (f"tag {row}, tag" if annotated else "")
+        shown = [[row] * 3 if number < row % 4 else [0] * 3 for number in range(2)]
+        assert step.regions["regions"][place].tolist() == shown
+        chosen = step.tokens["masked_targets"][place] != NOT_PREDICTED
+        assert (step.tokens["masked_targets"][place][chosen] == step.tokens["caption"][place][chosen]).all()
+        assert (step.tokens["masked"][place][~chosen] == step.tokens["caption"][place][~chosen]).all()
+    batch = step.to_batch()
+    assert batch.regions["regions"].dtype == torch.float32
+    assert batch.regions["regions"].shape == (24, 2, 3)
+    assert batch.tokens["masked"].shape == (24, 8)
+    assert batch.tokens["masked_targets"].shape == (24, 12)
+
+
+def test_regions_of_another_width_are_refused(annotated_dataset: str) -> None:
+    plan = dataclasses.replace(plan_of_everything(annotated_dataset), region_width=4)
+    with pytest.raises(DatasetError, match=r"regions of 4 float16 each \(model\.region_width\), came \d+ bytes"):
+        next(local_stream(plan, 0, 1))
+    with pytest.raises(ValueError, match="region_width: expected a number with the views regions"):
+        dataclasses.replace(plan, region_width=None)
+
+
+def test_a_step_takes_as_many_bytes_as_it_says(annotated_dataset: str) -> None:
+    plan = plan_of_everything(annotated_dataset)
+    step = StepReader(plan).read(0, 0, 1)
+    arrays = [*step.images.values(), *step.tokens.values(), *step.regions.values()]
+    assert plan.step_bytes(1) == sum(array.nbytes for array in arrays)
 
 
 def test_resuming_is_asking_for_a_later_step(dataset: str) -> None:
@@ -159,9 +231,7 @@ def test_batches_that_do_not_divide_are_refused(dataset: str) -> None:
 def test_a_view_that_nobody_knows_or_the_dataset_lacks(dataset: str) -> None:
     with pytest.raises(ValueError, match="no view 'rotated'; there are crop"):
         plan_stream(dataset, 8, 5, 0, Views(("rotated",), ("caption",)), 16, 12)
-    says = (
-        r"views crop, summary, which need the columns caption_summary; the dataset has pair_.* an annotation in the"
-    )
+    says = r"views crop, summary, which need the columns caption_summary; the dataset has pair_.* an annotation in the"
     with pytest.raises(DatasetError, match=says):
         plan_stream(dataset, 8, 5, 0, Views(("crop",), ("summary",)), 16, 12)
 
@@ -207,6 +277,16 @@ def test_ray_makes_the_same_bytes(dataset: str, rank: int, world: int, first: in
     assert len(made) == 20 - first
     assert all(same(a, b) for a, b in zip(made, read, strict=True))
     assert made[0].to_batch().tokens["caption"].shape == (24 // world, 8)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_makes_the_same_bytes_of_every_view(annotated_dataset: str) -> None:
+    from hiclip.data.ray_stream import rank_stream
+
+    plan = plan_of_everything(annotated_dataset)
+    made = list(rank_stream(plan, LOADER, 2, 6, 1, 2))
+    assert all(same(a, b) for a, b in zip(made, local_stream(plan, 2, 6, 1, 2), strict=True))
+    assert set(made[0].regions) == {"regions"}
 
 
 @pytest.mark.usefixtures("ray_session")

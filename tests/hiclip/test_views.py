@@ -16,8 +16,10 @@ from hiclip.data.chance import Chance
 from hiclip.data.colours import ColourSettings, change_colours
 from hiclip.data.image_views import IMAGE_VIEWS, random_box, random_crop
 from hiclip.data.images import Picture, Pixels
+from hiclip.data.region_views import REGION_VIEWS
 from hiclip.data.text_views import TEXT_VIEWS
-from hiclip.data.view_settings import ViewSettings
+from hiclip.data.view_settings import AugmentationSettings, ViewSettings
+from hiclip.objectives import OBJECTIVES
 
 CHANCE = Chance(seed=1, pair_id="00ff", epoch=2, view="crop")
 
@@ -65,6 +67,38 @@ def test_a_crop_is_a_part_of_the_picture() -> None:
         assert 0.7 < width / height < 1.42
 
 
+@pytest.mark.parametrize(("view", "least"), [("global_crop", 0.9), ("local_crop", 0.5), ("crop", 0.5)])
+def test_pyramids_crops_differ_in_size(view: str, least: float) -> None:
+    shares = []
+    for epoch in range(100):
+        chance = CHANCE._replace(epoch=epoch, view=view)
+        pixels = IMAGE_VIEWS[view].draw(picture(), {}, 32, chance, ViewSettings()).astype(float)
+        width = (pixels[16, 31, 0] - pixels[16, 0, 0]) / 255 * 32 / 31
+        height = (pixels[31, 16, 1] - pixels[0, 16, 1]) / 255 * 32 / 31
+        shares.append(width * height)
+    assert least - 0.06 < min(shares) < least + 0.1
+    assert max(shares) > 0.9
+
+
+def test_augmented_views_are_mocos() -> None:
+    """Mirrored half of the time, grey a fifth of it, coloured otherwise; and the two of an epoch differ."""
+    greys, mirrored = [], []
+    for epoch in range(200):
+        first, second = (
+            IMAGE_VIEWS[view].draw(picture(), {}, 32, CHANCE._replace(epoch=epoch, view=view), ViewSettings())
+            for view in ("view_1", "view_2")
+        )
+        assert (first != second).any()
+        greys.append(not np.ptp(first.astype(int), axis=-1).any())
+        plain = AugmentationSettings(colours=ColourSettings())
+        uncoloured = IMAGE_VIEWS["view_1"].draw(
+            picture(), {}, 32, CHANCE._replace(epoch=epoch, view="view_1"), ViewSettings(augmented=plain)
+        )
+        mirrored.append(uncoloured[16, 0, 0] > uncoloured[16, 31, 0])
+    assert 20 < sum(greys) < 65
+    assert 70 < sum(mirrored) < 130
+
+
 def test_a_mirrored_view_is_the_other_way_round() -> None:
     plain, mirrored = crop(), crop(flip_probability=1.0)
     assert (mirrored == plain[:, ::-1]).all()
@@ -108,8 +142,11 @@ def test_very_long_pictures_show_their_centre(height: int, width: int) -> None:
 
 
 def test_the_lists_hold_what_objectives_ask_for() -> None:
-    assert set(IMAGE_VIEWS) >= {"crop"}
-    assert set(TEXT_VIEWS) >= {"caption"}
+    for kind in OBJECTIVES.values():
+        views = kind().views
+        assert set(views.images) <= set(IMAGE_VIEWS)
+        assert set(views.texts) <= set(TEXT_VIEWS)
+        assert set(views.regions) <= set(REGION_VIEWS)
     view = TEXT_VIEWS["caption"]
     assert view.columns == ("caption",)
     assert view.draw({"caption": "a cat"}, CHANCE, ViewSettings()) == "a cat"
@@ -123,6 +160,10 @@ def test_jobs_can_hold_the_settings() -> None:
         ({"crop_scale": [0.9, 0.5]}, "crop_scale: expected 0 < least <= greatest <= 1"),
         ({"crop_ratio": [0, 1]}, "crop_ratio: expected"),
         ({"flip_probability": 2}, "flip_probability: expected 0 to 1, came 2"),
+        ({"local_crop_scale": [0, 0.5]}, "local_crop_scale: expected 0 < least"),
+        ({"augmented": {"flip_probability": 2}}, "flip_probability: expected 0 to 1, came 2"),
+        ({"masked_share": 1.5}, "masked_share: expected 0 to 1, came 1.5"),
+        ({"most_regions": 0}, "most_regions: expected 1 or more, came 0"),
         ({"colours": {"hue": 0.7}}, "hue: expected 0 to 0.5, came 0.7"),
         ({"colours": {"blur_sigma_px": [3, 1]}}, "blur_sigma_px: expected"),
         ({"crop_sale": [0.5, 1]}, "crop_sale"),
