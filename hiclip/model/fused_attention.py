@@ -181,6 +181,8 @@ def _switches(query: Tensor, columns: int, mean: bool, self_link: bool, allowed:
         "MEAN": mean,
         "SELF_LINK": self_link,
         "LIMITED": allowed is not None,
+        "num_warps": 8,  # of a grid's backward, 4 warps would spill more than twice as much (ptxas for sm_80)
+        "num_stages": 1,
     }
 
 

@@ -57,7 +57,9 @@ class Attention(nn.Module):
         `mask`: the layer's links where all tokens read, the readers' own rows of C where only some do.
         """
         query = self.query(readers).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Cut before the heads are told apart: the backward then joins both halves in one copy.
+        sides = self.key_value(tokens).chunk(2, dim=-1)
+        key, value = (side.unflatten(-1, (self.heads, -1)).transpose(1, 2) for side in sides)
         read = _read(query, key, value, mask, allowed)
         joined: Tensor = self.output(read.transpose(1, 2).flatten(2))
         return joined

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,51 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def walked_sentence(query: Tensor, key: Tensor, valid: Tensor, previous: Tensor | None, scale: float) -> Tensor:
+    """The specification word by word, in loops: shares among the neighbours there are, their geometric mean, eq. 5."""
+    batch, places, _ = query.shape
+    affinity = torch.zeros(batch, places - 1, dtype=torch.float64)
+    for row in range(batch):
+
+        def share(word: int, of: int, row: int = row) -> float:
+            near = [other for other in (word - 1, word + 1) if 0 <= other < places and valid[row, other]]
+            scores = {other: math.exp((query[row, word] @ key[row, other]).item() / scale) for other in near}
+            return scores[of] / sum(scores.values())
+
+        for word in range(places - 1):
+            link = 0.0
+            if valid[row, word] and valid[row, word + 1]:
+                link = math.sqrt(share(word, word + 1) * share(word + 1, word) + 1e-9)
+            below = 0.0 if previous is None else previous[row, word].item()
+            affinity[row, word] = below + (1 - below) * link
+    return affinity
+
+
+def walked_grid(
+    query: Tensor, key: Tensor, previous: tuple[Tensor, Tensor] | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same over patches: the neighbours of one are up to four."""
+    batch, rows, columns, _ = query.shape
+    found = torch.zeros(batch, rows, columns - 1), torch.zeros(batch, rows - 1, columns)
+    right, down = (side.double() for side in found)
+
+    def share(image: int, patch: tuple[int, int], of: tuple[int, int]) -> float:
+        row, column = patch
+        near = [(row, column + 1), (row, column - 1), (row + 1, column), (row - 1, column)]
+        near = [(r, c) for r, c in near if 0 <= r < rows and 0 <= c < columns]
+        scores = {one: math.exp((query[image, row, column] @ key[image, *one]).item() / scale) for one in near}
+        return scores[of] / sum(scores.values())
+
+    for image, row, column in itertools.product(range(batch), range(rows), range(columns)):
+        here = (row, column)
+        for side, there in enumerate(((row, column + 1), (row + 1, column))):
+            if there[0] < rows and there[1] < columns:
+                link = math.sqrt(share(image, here, there) * share(image, there, here) + 1e-9)
+                below = 0.0 if previous is None else previous[side][image, row, column].item()
+                (right, down)[side][image, row, column] = below + (1 - below) * link
+    return right, down
+
+
 def lengths(*counts: int, places: int) -> Tensor:
     return torch.arange(places) < torch.tensor(counts)[:, None]
 
@@ -56,6 +103,32 @@ def test_grid_is_the_reference(golden: dict[str, Tensor], dtype: torch.dtype) ->
         assert right.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         close(right, golden[f"g_right{layer}"], dtype)
         close(down, golden[f"g_down{layer}"], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("counts", "places"), [((7, 4, 1), 7), ((2, 1), 2), ((5, 3, 2), 9)])
+def test_fresh_sentences_are_those_walked_word_by_word(
+    counts: tuple[int, ...], places: int, dtype: torch.dtype
+) -> None:
+    valid = lengths(*counts, places=places)
+    layers = [drawn(2, len(counts), places, 6, seed=seed) for seed in (10, 11)]
+    found, expected = None, None
+    for query, key in layers:
+        found = sentence_affinity(query.to(dtype), key.to(dtype), valid, found, scale=1.7)
+        expected = walked_sentence(query, key, valid, expected, 1.7)
+        close(found, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1, 6), (4, 1), (2, 2), (7, 7)])
+def test_fresh_grids_are_those_walked_patch_by_patch(rows: int, columns: int, dtype: torch.dtype) -> None:
+    layers = [drawn(2, 2, rows, columns, 6, seed=seed) for seed in (12, 13)]
+    found, expected = None, None
+    for query, key in layers:
+        found = grid_affinity(query.to(dtype), key.to(dtype), found, scale=1.7)
+        expected = walked_grid(query, key, expected, 1.7)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other, dtype)
 
 
 def test_small_exact_case() -> None:

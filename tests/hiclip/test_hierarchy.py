@@ -11,8 +11,17 @@ import torch
 from torch import Tensor
 
 from hiclip.model.affinity import grid_affinity, sentence_affinity, strengthen
-from hiclip.model.hierarchy import grid_mask, hierarchy_attention, sentence_mask, with_cls, with_self_link
-from hiclip.model.sizes import PathMerge
+from hiclip.model.hierarchy import (
+    GridLinks,
+    HierarchyLinks,
+    SentenceLinks,
+    grid_mask,
+    hierarchy_attention,
+    sentence_mask,
+    with_cls,
+    with_self_link,
+)
+from hiclip.model.sizes import ClsLink, PathMerge, SelfLink
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "hierarchy.npz"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -200,6 +209,66 @@ def test_both_paths_are_those_walked_link_by_link() -> None:
     close(mean, (columns_first + rows_first) / 2)
     assert (larger >= mean).all()
     assert (mean >= torch.minimum(columns_first, rows_first) - 1e-12).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5), (4, 1), (2, 6), (5, 3)])
+def test_fresh_grids_are_walked_link_by_link(rows: int, columns: int) -> None:
+    right, down = links(1, rows, columns - 1, seed=7), links(1, rows - 1, columns, seed=8)
+    columns_first, rows_first = walked(right[0], down[0])
+    for dtype in TOLERANCE:
+        sides = right.to(dtype), down.to(dtype)
+        close(grid_mask(*sides)[0], torch.maximum(columns_first, rows_first), dtype)
+        close(grid_mask(*sides, merge="mean")[0], (columns_first + rows_first) / 2, dtype)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_fresh_sentences_are_walked_link_by_link(length: int) -> None:
+    affinity = links(2, 8, seed=9)
+    affinity[:, length - 1 :] = 0
+    expected = torch.zeros(2, 9, 9, dtype=torch.float64)
+    for row, start, end in itertools.product(range(2), range(9), range(9)):
+        expected[row, start, end] = affinity[row, min(start, end) : max(start, end)].prod()
+    for dtype in TOLERANCE:
+        close(sentence_mask(affinity.to(dtype)), expected, dtype)
+
+
+@pytest.mark.parametrize("self_link", ["one", "zero"])
+@pytest.mark.parametrize("special_tokens_in_chain", [True, False])
+def test_rows_of_a_caption_are_those_of_its_mask(self_link: SelfLink, special_tokens_in_chain: bool) -> None:
+    place, end = torch.arange(7), torch.tensor([[6], [3], [0]])
+    chain = place <= end if special_tokens_in_chain else (place > 0) & (place < end)
+    affinity = links(3, 6).masked_fill(~(chain[:, 1:] & chain[:, :-1]), 0.0).requires_grad_()
+    of_layer = SentenceLinks(affinity, chain, special_tokens_in_chain, self_link)
+    rows_are_those_of_the_mask(of_layer, torch.cat((end, end // 2), dim=1), [affinity])
+
+
+@pytest.mark.parametrize("merge", ["max", "mean"])
+@pytest.mark.parametrize("cls_link", ["one", "column_only"])
+@pytest.mark.parametrize("self_link", ["one", "zero"])
+def test_rows_of_a_picture_are_those_of_its_mask(merge: PathMerge, cls_link: ClsLink, self_link: SelfLink) -> None:
+    sides = [links(2, 3, 3).requires_grad_(), links(2, 2, 4, seed=1).requires_grad_()]
+    places = torch.tensor([[0, 5, 12], [1, 0, 7]])
+    rows_are_those_of_the_mask(GridLinks(*sides, merge, cls_link, self_link), places, sides)
+
+
+def rows_are_those_of_the_mask(of_layer: HierarchyLinks, places: Tensor, affinities: list[Tensor]) -> None:
+    dense = of_layer.dense()
+    expected = torch.stack([mask[of] for mask, of in zip(dense, places, strict=True)])
+    rows = of_layer.rows(places)
+    torch.testing.assert_close(rows, expected)
+    weights = torch.randn(rows.shape, dtype=rows.dtype, generator=torch.Generator().manual_seed(3))
+    gradients = [torch.autograd.grad((of * weights).sum(), affinities, retain_graph=True) for of in (rows, expected)]
+    torch.testing.assert_close(*gradients)
+    assert all(side.abs().max() > 1e-3 for side in gradients[0])
+
+
+def test_the_tables_of_a_caption_keep_strangers_apart() -> None:
+    chain = torch.tensor([[False, True, True, True, False, False]])
+    affinity = torch.tensor([[0.0, 0.5, 0.25, 0.0, 0.0]])
+    height, segment = SentenceLinks(affinity, chain).tables()
+    torch.testing.assert_close(height.exp(), torch.tensor([[1, 1, 0.5, 0.125, 0.125, 0.125]]))
+    assert segment.tolist() == [[0, 1, 1, 1, 2, 3]]
+    assert SentenceLinks(affinity, chain, special_tokens_in_chain=False).tables()[1].tolist() == [[-1, 1, 1, 1, -1, -1]]
 
 
 def test_rows_of_weighted_attention_sum_to_at_most_one() -> None:

@@ -218,6 +218,22 @@ def test_the_affinity_may_be_narrower_than_the_tower() -> None:
     assert vector.isfinite().all()
 
 
+def test_a_narrower_affinity_is_a_full_one_without_its_other_channels() -> None:
+    full = towers()
+    narrow = towers(dataclasses.replace(SMALL, affinity_width=16))
+    before = both(full)
+    with torch.no_grad():
+        kept = {}
+        for name, parameter in full.named_parameters():
+            kept[name] = parameter
+            if ".hierarchy.projection.query." in name or ".hierarchy.projection.key." in name:
+                parameter[16:] = 0
+                kept[name] = parameter[:16]
+        narrow.load_state_dict(kept)
+    torch.testing.assert_close(both(narrow), both(full))
+    assert not any(torch.allclose(one, other, atol=1e-6) for one, other in zip(both(narrow), before, strict=True))
+
+
 def test_specials_outside_the_chain_see_every_word_fully() -> None:
     settings = dataclasses.replace(SMALL, special_tokens_in_chain=False)
     hierarchy = towers(settings).text_tower.transformer.layers[0].hierarchy
