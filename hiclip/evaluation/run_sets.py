@@ -31,7 +31,7 @@ from hiclip.evaluation.pixel_neighbours import pixel_scores
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.sets import SetSettings
 from hiclip.evaluation.zero_shot import majority_scores
-from hiclip.training.checkpoint import load_towers
+from hiclip.training.published_weights import towers_at
 from pipeline.jobfile import JobError, Settings
 from pipeline.storage import Folder
 
@@ -50,7 +50,9 @@ def evaluate_checkpoint(
     centre_crop: float = CENTRE_CROP,
     map_blocks: MapBlocks = map_here,
 ) -> list[Result]:
-    """`metrics` of the checkpoint at `checkpoint` on every set, in this process, one thread; nothing is written.
+    """`metrics` of the checkpoint, or of the published weights, at `checkpoint` on every set; nothing is written.
+
+    Everything is computed in this process, on one thread.
 
     Only what the metrics need is embedded: `metrics={"loss"}` looks at the pictures of retrieval alone.
     Raises CheckpointError, DatasetError; JobError names a metric that does not exist.
@@ -58,7 +60,7 @@ def evaluate_checkpoint(
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise JobError(f"metrics: expected some of {', '.join(METRICS)}, came {unknown[0]}")
-    embedder = Embedder(load_towers(checkpoint)[0], precision, centre_crop=centre_crop)
+    embedder = Embedder(towers_at(checkpoint), precision, centre_crop=centre_crop)
     results: list[Result] = []
     for settings in sets:
         content = settings.load()

@@ -29,7 +29,7 @@ from hiclip.model.clip_names import from_published, names_of, to_published
 from hiclip.model.clip_relations import Names
 from hiclip.model.clip_sizes import settings_of
 from hiclip.model.two_towers import TwoTowers
-from hiclip.training.checkpoint import CheckpointError, local_files
+from hiclip.training.checkpoint import CheckpointError, load_towers, local_files
 from hiclip.training.published_config import CONFIG_NAME, Heads, make_config, read_config
 from pipeline.storage import Folder, folder
 
@@ -76,6 +76,11 @@ def read_published(path: str) -> TwoTowers:
     except ValueError as error:
         raise CheckpointError(f"{place.join(name)}: {error}") from None
     return towers.eval()
+
+
+def towers_at(path: str) -> TwoTowers:
+    """The towers at `path`: of a checkpoint, of a run's newest checkpoint, or of published weights."""
+    return load_towers(path)[0] if published_file(path) is None else read_published(path)
 
 
 def write_published(towers: TwoTowers, path: str, names: Names) -> None:

@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import pytest
 import torch
 from clip_reference import ReferenceClip, assert_same_features, pairs
 from safetensors.torch import save_file
+from small_checkpoint import SMALL_MODEL, small_checkpoint, small_openmoji
 from torch import Tensor
 
+from hiclip.evaluation.run_sets import evaluate_checkpoint
+from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.model.clip_names import from_published, to_published
 from hiclip.model.clip_relations import Names
 from hiclip.model.clip_sizes import settings_of
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.model.two_towers import TwoTowers
-from hiclip.training.checkpoint import CheckpointError
+from hiclip.training.checkpoint import CheckpointError, load_towers
 from hiclip.training.published_weights import read_published, write_published
 
 Weights = dict[str, Tensor]
@@ -220,6 +224,17 @@ def test_the_configuration_decides_about_heads(weights: Weights, tmp_path: Path)
     config["model_cfg"]["vision_cfg"]["head_width"] = 32
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert resolve(read_published(str(tmp_path)).settings).image.heads == 4
+
+
+def test_a_published_model_is_evaluated_as_a_checkpoint_of_the_same_weights_is(tmp_path: Path) -> None:
+    plain = replace(SMALL_MODEL, image_hierarchy=False, text_hierarchy=False)
+    checkpoint = small_checkpoint(tmp_path / "run", "nowhere", "0" * 64, plain)
+    write_published(load_towers(str(checkpoint))[0], str(tmp_path / "published"), "transformers")
+    sets = [OpenmojiSettings(name="openmoji", root=str(small_openmoji(tmp_path / "crawl")))]
+    asked = str(checkpoint), str(tmp_path / "published"), str(tmp_path / "published/model.safetensors")
+    own, folder, file = (evaluate_checkpoint(path, sets, metrics={"loss", "rsum"}, draws=100) for path in asked)
+    assert own == folder == file
+    assert own
 
 
 @pytest.mark.parametrize(
