@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from small_run import random_batches, small_job
 from torch import Tensor, nn
 from two_ranks import run_on_ranks
 
@@ -15,6 +17,9 @@ from hiclip.model.leff import Leff
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.model.transformer import Layer
 from hiclip.model.two_towers import TwoTowers
+from hiclip.training.checkpoint import load_towers
+from hiclip.training.history import StepRow
+from hiclip.training.rank_run import RunPlace, run_rank
 
 WIDTH, GRID = 6, 5
 SETTINGS = ModelSettings(
@@ -187,3 +192,18 @@ def test_what_sees_the_batch_says_so() -> None:
     assert resolve(SETTINGS).sees_the_batch
     assert not resolve(dataclasses.replace(SETTINGS, leff=False)).sees_the_batch
     assert resolve(ModelSettings(size="resnet_tiny", image_hierarchy=False)).sees_the_batch
+
+
+def test_a_resumed_run_has_the_running_statistics_of_one_that_never_stopped(tmp_path: Path) -> None:
+    job = small_job(str(tmp_path), model={"depth": 2, "leff": True, "front_layers": 1, "patch_px": 8})
+    place = RunPlace(job.out, "fingerprint of the data", None)
+    states = []
+    for newest in (None, f"{job.out}/checkpoints/seen-000000000024"):
+        rows: list[StepRow] = []
+        run_rank(job, place, newest, lambda step: random_batches(job, step), rows.append)
+        towers, _ = load_towers(job.out)
+        states.append(towers.state_dict())
+    running = [name for name in states[0] if "running" in name]
+    assert len(running) == 6
+    assert all(states[0][name].ne(start).any() for name in running for start in (0 if "mean" in name else 1,))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
