@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small_dataset import small_dataset
 from small_run import random_batch, random_batches, small_job
 from torch import Tensor
 from two_ranks import run_on_ranks
@@ -21,10 +22,12 @@ from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.clip import ClipSettings
 from hiclip.objectives.declip import DeclipObjective, DeclipSettings
+from hiclip.pretrain import stream_plan
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.this_process import run_here
 from pipeline.jobfile import JobError
 
 MODEL = ModelSettings(width=64, depth=2, image_px=16, patch_px=8, context=8, embedding=16, vocabulary=MASK_TOKEN + 1)
@@ -208,6 +211,22 @@ def test_a_run_resumes_bit_for_bit_with_its_queue_and_heads(tmp_path: Path) -> N
     assert expected[f"{prefix}.queue.vectors"].shape == (QUEUE, 64)
     assert expected[f"{prefix}.queue.oldest"].tolist() == [7 * 16 % QUEUE]
     assert f"{prefix}.masked_words.head.weight" in expected
+
+
+def test_it_trains_on_a_dataset_through_its_views_and_resumes(tmp_path: Path) -> None:
+    """Real pictures and captions, augmented, shuffled and masked in this process."""
+    small_dataset(tmp_path / "data", pairs=32)
+    job = small_declip(str(tmp_path / "run"))
+    job = job.model_copy(update={"data": job.data.model_copy(update={"dataset": str(tmp_path / "data")})})
+    plan, rows = stream_plan(job), list[StepRow]()
+    place = RunPlace(job.out, plan.fingerprint, None)
+    run_here(job, place, plan, rows.append)
+    assert [row.seen for row in rows] == [8, 16, 24, 32, 40, 48, 56]
+    assert set(rows[0].parts) == {"clip", "image_self", "masked_words", "neighbours"}
+    (tmp_path / "run/checkpoints/seen-000000000056/COMPLETE").unlink()  # as if it had been killed while saving
+    again: list[StepRow] = []
+    run_here(job, place, plan, again.append)
+    assert [row.parts for row in again] == [row.parts for row in rows[6:]]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from rich.console import Console
 from small_dataset import small_dataset
 from small_run import random_batches, small_job
 
+from hiclip.pretrain import stream_plan
 from hiclip.training.cost import forward_flops_per_pair, image_flops, region_flops, text_flops, train_flops
 from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, worker_memory
 from hiclip.training.pretrain_bill import bill, hours
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace, run_rank
 from pipeline.jobfile import JobError, make_job, resolved
-from pipeline.manifest import Manifest
+from pipeline.manifest import DatasetError, Manifest
 
 PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
 
@@ -117,6 +118,18 @@ def test_the_bill_counts_what_an_objective_looks_at() -> None:
     memory = [worker_memory(job, 0) for job in (clip, declip)]
     assert memory[1].activations == 2 * memory[0].activations
     assert memory[1].gradients - memory[0].gradients == 4 * (own_numbers(declip).trained + 64)  # and the mask's row
+
+
+def test_a_dataset_without_an_objectives_columns_is_refused(tmp_path: Path) -> None:
+    small_dataset(tmp_path, pairs=32)
+    job = small_job("out", dataset=str(tmp_path), objective={"name": "pyramidclip", "regions": False})
+    with pytest.raises(DatasetError) as caught:
+        stream_plan(job)
+    assert "objective pyramidclip asks for the views global_crop, local_crop, summary, caption, tags" in str(
+        caught.value
+    )
+    assert "which need the columns caption_summary, object_tags; the dataset has pair_id" in str(caught.value)
+    assert "annotation" in str(caught.value)
 
 
 def small_declip(out: str) -> PretrainJob:
