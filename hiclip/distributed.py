@@ -58,6 +58,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # gloo has no reduce-scatter; an all-reduce of (world * b, E) floats is small beside a step.
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own may serve others too
         dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]

@@ -1,6 +1,7 @@
 """Masked words (DeCLIP's text self-supervision; BERT's loss): guess the tokens that a caption's masks hide.
 
-The text tower stays causal, as in DeCLIP's code, so a word is guessed from the words before it.
+In DeCLIP's code the text tower stays causal, so a word is guessed from the words before it. Here that is as
+`model.causal` says, and under the text hierarchy the affinities look at the next words too.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,30 @@ class LogitScale(nn.Module):
         self.max_logit_scale = max_logit_scale
 
     def forward(self) -> Tensor:
-        """Scalar exp(logarithm), at most max_logit_scale (where its gradient ends: it stays there)."""
+        """Scalar exp(logarithm), at most max_logit_scale; there it may still fall, but rise no further."""
         # Engines may have given the scalar an axis.
-        return at_least_float32(self.logarithm).reshape(()).exp().clamp(max=self.max_logit_scale)
+        logarithm = at_least_float32(self.logarithm).reshape(())
+        capped: Tensor = _Capped.apply(logarithm, math.log(self.max_logit_scale))  # type: ignore[no-untyped-call]
+        return capped.exp()
+
+
+class _Capped(torch.autograd.Function):
+    """min(x, cap). At the cap a gradient that leads down gets through, and one that leads up does not.
+
+    CLIP moves the parameter back to the cap after each step, which an engine that shards the optimizer's copy of it
+    would undo; a plain clamp has no gradient beyond the cap, so what has once gone over it stays for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.cap = cap
+        return x.clamp(max=cap)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient.where((x < ctx.cap) | (gradient > 0), 0.0), None
 
 
 class TwoTowers(nn.Module):

@@ -5,7 +5,7 @@ each other, and each side learns from itself and from its neighbours.
 
 The four are {view_1, view_2} x {caption, EDA of the caption}; DeCLIP's code computes them as one term, which merges its
 paper's L_CLIP and L_MVS. The code also holds the logarithm of the logit scale to at least 3 by moving the parameter,
-which acts in the first steps alone: `model.initial_temperature: 0.0498` starts there.
+for which there is no key: `model.initial_temperature: 0.0498` starts there, and nothing holds it there later.
 """
 
 from __future__ import annotations

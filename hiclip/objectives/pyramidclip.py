@@ -42,7 +42,7 @@ def pair_weights(cross_global: float, cross_local: float, regions: bool) -> dict
         ("local_crop", "tags"): cross_local / 2,
         (_REGIONS, "caption"): cross_local / 2,
     }
-    kept = {pair: weight for pair, weight in weights.items() if weight > 0 and (regions or pair[0] != _REGIONS)}
+    kept = {pair: weight for pair, weight in weights.items() if weight > 1e-9 and (regions or pair[0] != _REGIONS)}
     return {pair: weight / sum(kept.values()) for pair, weight in kept.items()}
 
 

@@ -15,7 +15,7 @@ from hiclip.training.optimizer import OptimizerSettings
 from hiclip.training.schedule import ScheduleSettings
 from pipeline.jobfile import Job, Number, Settings, job_fingerprint
 
-NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "price")
+NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "checkpoints", "price")
 """Keys of a job that cannot change its weights: a run may be resumed under other values of these."""
 
 
@@ -139,6 +139,11 @@ class PretrainJob(Job):
                 f"data.batch: expected a multiple of workers.count ({self.workers.count}), came {self.data.batch}"
             )
         self.objective.check(self.model, self.data.batch // self.workers.count)
+        if self.model.region_width is not None and not self.objective.views.regions:
+            raise ValueError(
+                f"model.region_width: expected null with objective {self.objective.name}, which is shown no regions, "
+                f"came {self.model.region_width}"
+            )
         self._check_micro_batch()
         if self.engine.name == "plain" and self.workers.count > 1:
             raise ValueError(

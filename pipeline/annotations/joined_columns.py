@@ -85,4 +85,4 @@ def _sha256(path: str) -> str:
 
 def _opened(path: str) -> AbstractContextManager[BinaryIO]:
     place, _, name = path.rpartition("/")
-    return folder(place or ".").open(name)
+    return folder(place or ("/" if path.startswith("/") else ".")).open(name)

@@ -270,7 +270,12 @@ def test_the_logit_scale_starts_at_the_temperature_and_stops_at_its_limit() -> N
     assert model.logit_scale().shape == ()
     with torch.no_grad():
         model.logit_scale.logarithm.fill_(math.log(1000))
-    assert model.logit_scale().item() == 100.0
+    assert model.logit_scale().item() == pytest.approx(100.0, rel=1e-6)
+    # At the limit it may fall again, but not rise.
+    for slope, kept in ((1.0, True), (-1.0, False)):
+        model.zero_grad()
+        (slope * model.logit_scale()).backward()
+        assert bool(model.logit_scale.logarithm.grad) is kept
     model.logit_scale.logarithm.data = model.logit_scale.logarithm.data.reshape(1)
     assert model.logit_scale().shape == ()
 
