@@ -45,9 +45,11 @@ def whole_and_resumed(out: str) -> tuple[list[dict[str, float]], list[dict[str, 
     """A whole run, its last step again from the checkpoint before, whether that gave the same weights, the queue."""
     os.environ.update(WORLD_SIZE="2", RANK=str(rank()), LOCAL_RANK=str(rank()))
     whole = run(job_of(out), None)
+    dist.barrier()  # rank 0 declares a checkpoint whole when the others have left it
     weights = read_checkpoint(out).weights()
     dist.barrier()
     resumed = run(job_of(out), f"{out}/checkpoints/seen-000000000016")
+    dist.barrier()
     again = read_checkpoint(out).weights()
     same = all(torch.equal(again[name], tensor) for name, tensor in weights.items())
     return whole, resumed, same, {name: tensor for name, tensor in weights.items() if ".queue." in name}
