@@ -26,7 +26,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     started = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
     log = (home / "head.log").open("w")
     head = subprocess.Popen(
-        [*started, f"--port={port}", f"--dashboard-port={dashboard}", "--disable-usage-stats"],
+        # Its agent runs the jobs, and by default takes a port that the other tests' Ray has already.
+        [*started, f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={_free_port()}"],
         env=known, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -54,7 +55,7 @@ def test_a_mistake_in_a_folder_that_is_sent_along_is_one_line(cluster: dict[str,
 
 
 def _submitted(cluster: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 60
     while True:
         said = subprocess.run(
             [BIN / "ray", "job", "submit", *words],
