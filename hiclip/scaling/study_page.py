@@ -11,6 +11,7 @@ from pipeline.page import data_uri, figures, page, text
 _STYLE = """
 main{max-width:1040px}
 .figure{flex:1}
+.figures{margin-bottom:26px}
 .lead{color:var(--ink);font-size:17px}
 .plot{background:#fff;padding:14px}
 .plot img{display:block;width:100%;height:auto}
