@@ -4,8 +4,6 @@ VENV   := .venv
 BIN    := $(abspath $(VENV))/bin
 
 export PATH := $(BIN):$(PATH)
-# DeepSpeed keeps the one CPU op that it compiles at first use here, so that setup and not the first run pays for it.
-export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export DS_ACCELERATOR ?= cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,7 +27,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q -c constraints.txt torch==2.13.0 2> .setup_log || { cat .setup_log; exit 1; }
 	@$(BIN)/pip install -q -c constraints.txt -e ".[dev]" 2> .setup_log || { cat .setup_log; exit 1; }
-	@echo "setup: building DeepSpeed's CPU collectives"
-	@$(BIN)/python -m hiclip.training.deepspeed_engine > .setup_log 2>&1 || { cat .setup_log; exit 1; }
 	@echo $$(( $$(date +%s) - $$(cat .setup_began) )) > $@; rm -f .setup_began .setup_log
 	@echo "setup: done in $$(cat $@) s"

@@ -25,7 +25,7 @@ from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_f
 from pipeline.progress import progress
 from pipeline.stopwatch import Stopwatch
 from pipeline.storage import Folder, folder
-from pipeline.url_lists import fetchable, read_lists
+from pipeline.url_lists import check_lists, fetchable, read_lists
 
 RESULT = "result.json"
 REPORT = "report.html"
@@ -42,6 +42,7 @@ def build(job: BuildJob) -> str:
     if whole is not None:
         console.print(f"{target.root}: this job has built this dataset already; nothing is left to do")
     else:
+        check_lists(job.lists)
         target.write_text("job.yaml", resolved_yaml(job))  # an unwritable folder fails here, not hours later
         whole = _carry_out(job, target)
     console.print(funnel_table(whole.funnel))

@@ -183,7 +183,7 @@ def _first_line(error: ValidationError, kind: type[BaseModel]) -> str:
     # A misspelt key also makes a required key missing; the misspelt one is the mistake to name.
     detail = next((one for one in details if one["type"] == "extra_forbidden"), details[0])
     path = ".".join(str(part) for part in detail["loc"]) or "the job"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    more = f" (and {len(details) - 1} more mistakes)" if len(details) > 1 else ""
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = sorted(_keys_at(kind, detail["loc"][:-1]))
         nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)

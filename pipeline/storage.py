@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlparse
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 
 from pipeline.jobfile import InputError
 
@@ -183,6 +184,8 @@ class Folder:
             raise StorageError(f"{self.join(name)}: cannot {what}: there is no such file or bucket") from None
         except OSError as error:  # read-only, full disk, no permission, S3 refusals (s3fs maps them to OSError)
             raise StorageError(f"{self.join(name)}: cannot {what}: {error.strerror or error}") from error
+        except BotoCoreError as error:  # before a server answers: no credentials, no connection
+            raise StorageError(f"{self.join(name)}: cannot {what}: {error}") from error
 
 
 def folder(path: str) -> Folder:

