@@ -20,7 +20,6 @@ from pipeline.command import console, run_command
 from pipeline.finished_build import finished_build
 from pipeline.funnel import make_funnel, make_ledger, refused_counts, write_ledger
 from pipeline.jobfile import resolved, resolved_yaml
-from pipeline.list_files import file_hash
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_fingerprint, write_manifest
 from pipeline.progress import progress
 from pipeline.stopwatch import Stopwatch
@@ -107,7 +106,7 @@ def _manifest(
         columns=columns,
         fingerprint=dataset_fingerprint(shards, columns),
         job=resolved(job),
-        lists={one.path: file_hash(one) for one in job.lists},
+        lists={one.path: folder(one.path).sha256() for one in job.lists},
         snapshot=snapshot,
         funnel=funnel,
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VENDORS}},

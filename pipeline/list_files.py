@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,15 +154,6 @@ def count_rows(one: UrlList) -> int:
             last = block
         has_header = one.layout.kind in ("csv", "tsv") and one.layout.header is None
         return lines + (not last.endswith(b"\n")) - has_header
-
-
-def file_hash(one: UrlList) -> str:
-    """Hex sha256 of the list's file, as it lies there."""
-    digest = hashlib.sha256()
-    with folder(one.path).open("") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _wanted(one: UrlList) -> list[str]:

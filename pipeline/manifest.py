@@ -95,12 +95,8 @@ def check_shards(path: str, manifest: Manifest) -> None:
     for shard in manifest.shards:
         if not place.exists(shard.path):
             raise DatasetError(f"{place.join(shard.path)}: the manifest lists this shard, and it is not there")
-        digest = hashlib.sha256()
-        with place.open(shard.path) as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        if digest.hexdigest() != shard.sha256:
+        if (found := place.sha256(shard.path)) != shard.sha256:
             raise DatasetError(
-                f"{place.join(shard.path)}: expected sha256 {shard.sha256[:16]}..., came {digest.hexdigest()[:16]}...; "
+                f"{place.join(shard.path)}: expected sha256 {shard.sha256[:16]}..., came {found[:16]}...; "
                 "the shard was altered after the build"
             )

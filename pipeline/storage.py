@@ -7,6 +7,7 @@ The one file that imports s3fs and that reads endpoints and credentials, from th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -132,6 +133,14 @@ class Folder:
         """A seekable binary file to read from; on s3:// only the ranges that are read travel."""
         with self._explained("be read", name), self._files.open(self.join(name), "rb") as file:
             yield cast(BinaryIO, file)
+
+    def sha256(self, name: str = "") -> str:
+        """Hex sha256 of a file, read a piece at a time; with no name of the file that this is."""
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes the file so that a reader sees the old content or all of the new, never a part."""

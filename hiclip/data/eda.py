@@ -67,11 +67,8 @@ def delete_some(words: list[str], random: Generator, probability: float) -> list
 @lru_cache(maxsize=2)
 def read_synonyms(path: str) -> Synonyms:
     """The file of a job, read once a process. DatasetError with the line that is not a word, tabs and words."""
-    place, _, name = path.rpartition("/")
     synonyms: Synonyms = {}
-    for number, line in enumerate(
-        folder(place or ("/" if path.startswith("/") else ".")).read_text(name).splitlines(), 1
-    ):
+    for number, line in enumerate(folder(path).read_text("").splitlines(), 1):
         word, *others = (part.strip() for part in line.split("\t"))
         if not word or not others or not all(others):
             raise DatasetError(f"{path}, line {number}: expected a word, a tab, and its synonyms, came {line!r}")

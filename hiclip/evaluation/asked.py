@@ -82,11 +82,7 @@ def _trained_on(checkpoint: Checkpoint) -> str:
 
 def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """Hex sha256 of the file that holds the weights."""
-    digest = hashlib.sha256()
-    with checkpoint.place.open("weights.safetensors") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return checkpoint.place.sha256("weights.safetensors")
 
 
 def _digest(*parts: object) -> str:

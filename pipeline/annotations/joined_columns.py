@@ -6,10 +6,8 @@ address (`url`). PyramidCLIP's three annotations (caption_summary, object_tags, 
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +43,7 @@ class JoinedColumnsAnnotation(Settings):
     def ready(self) -> JoinedColumnsAnnotation:
         """Looks into the table, so that a fault in it is said before anything is fetched."""
         path = absolute(self.table)
-        if self.sha256 is not None and (found := _sha256(path)) != self.sha256:
+        if self.sha256 is not None and (found := folder(path).sha256()) != self.sha256:
             raise DatasetError(f"{path}: expected the file with sha256 {self.sha256[:16]}..., found {found[:16]}...")
         _read(path, self.key, tuple(self.adds.items()))
         return self.model_copy(update={"table": path})
@@ -65,7 +63,7 @@ def _read(path: str, key: str, adds: tuple[tuple[str, Type], ...]) -> pa.Table:
     """Key and columns of the table, in the job's types; read once a process."""
     wanted = pa.schema([pa.field(key, pa.string()), *(pa.field(name, _TYPES[kind]) for name, kind in adds)])
     try:
-        with _opened(path) as file:
+        with folder(path).open("") as file:
             found = pq.read_schema(file)
             missing = [one for one in wanted.names if one not in found.names]
             if missing:
@@ -73,16 +71,3 @@ def _read(path: str, key: str, adds: tuple[tuple[str, Type], ...]) -> pa.Table:
             return pq.read_table(file, columns=wanted.names).cast(wanted).combine_chunks()
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{path}: expected a parquet table with {wanted.names}: {error}") from None
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with _opened(path) as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _opened(path: str) -> AbstractContextManager[BinaryIO]:
-    place, _, name = path.rpartition("/")
-    return folder(place or ("/" if path.startswith("/") else ".")).open(name)
