@@ -39,10 +39,9 @@ def _run(job: EvaluateJob) -> str:
     asked, out = ask(job), folder(job.out).make()
     outcome = finished_outcome(out, asked.key)
     if outcome is not None:
-        console.print(f"evaluate: {out.root} is finished: {outcome.seen:,} pairs seen; nothing was computed")
+        console.print(f"evaluate: {out.root} is finished: {asked.model.training}; nothing was computed")
     else:
-        state = asked.checkpoint.state
-        console.print(f"evaluate: {asked.checkpoint.place.root}, {state.seen:,} pairs seen")
+        console.print(f"evaluate: {asked.model.root}, {asked.model.training}")
         for content in asked.contents:
             if measured_before(asked, content, out):
                 console.print(f"evaluate: {content.name} was measured before an interruption and is taken as it is")

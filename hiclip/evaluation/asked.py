@@ -7,11 +7,10 @@ import json
 import logging
 from dataclasses import dataclass
 
-import yaml
-
 from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
-from hiclip.training.checkpoint import Checkpoint, read_checkpoint
+from pipeline.jobfile import JobError
 from pipeline.manifest import read_manifest
 
 log = logging.getLogger(__name__)
@@ -25,9 +24,7 @@ class Asked:
     """What a job asks, read and checked before anything is computed."""
 
     job: EvaluateJob
-    checkpoint: Checkpoint
-    weights: str
-    """Hex sha256 of the checkpoint's weights."""
+    model: EvaluatedModel
     contents: tuple[EvaluationSet, ...]
     dataset: str | None
     """Where the training data lies, if anything looks at it."""
@@ -38,7 +35,7 @@ class Asked:
         """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
         job = self.job.model_dump(mode="json", exclude={"name", "out", "ray", "mlflow", "workers", "checkpoint"})
         contents = [content.fingerprint for content in self.contents]
-        return _digest(_REVISION, job, self.weights, contents, self.dataset_fingerprint)
+        return _digest(_REVISION, job, self.model.weights, contents, self.dataset_fingerprint)
 
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""
@@ -46,7 +43,7 @@ class Asked:
         return _digest(
             _REVISION,
             content.fingerprint,
-            self.weights,
+            self.model.weights,
             job.seed,
             job.batch,
             job.precision,
@@ -61,28 +58,21 @@ class Asked:
 
 def ask(job: EvaluateJob) -> Asked:
     """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
-    checkpoint = read_checkpoint(job.checkpoint)
+    model = evaluated_model(job.checkpoint)
     contents = tuple(settings.load() for settings in job.sets)
     looked_at = job.baselines.pixel_neighbours is not None or (
         job.hierarchy is not None and job.hierarchy.training_pairs
     )
-    dataset = (job.dataset or _trained_on(checkpoint)) if looked_at else None
+    dataset = (job.dataset or model.trained_on) if looked_at else None
+    if looked_at and dataset is None:
+        raise JobError(
+            "dataset: expected a build, which baselines.pixel_neighbours and hierarchy.training_pairs look at, came "
+            f"null; {model.root} names none. Without it: baselines.pixel_neighbours=null hierarchy.training_pairs=0"
+        )
     manifest = read_manifest(dataset) if dataset else None
-    if manifest is not None and manifest.fingerprint != checkpoint.state.manifest_fingerprint:
-        log.warning("%s is not the build that %s was trained on", dataset, checkpoint.place.root)
-    fingerprint = manifest.fingerprint if manifest is not None else None
-    return Asked(job, checkpoint, weights_fingerprint(checkpoint), contents, dataset, fingerprint)
-
-
-def _trained_on(checkpoint: Checkpoint) -> str:
-    """The dataset that the checkpoint's own job names."""
-    job = yaml.safe_load(checkpoint.place.read_text("job.yaml"))
-    return str(job["data"]["dataset"])
-
-
-def weights_fingerprint(checkpoint: Checkpoint) -> str:
-    """Hex sha256 of the file that holds the weights."""
-    return checkpoint.place.sha256("weights.safetensors")
+    if manifest is not None and model.state and manifest.fingerprint != model.state.manifest_fingerprint:
+        log.warning("%s is not the build that %s was trained on", dataset, model.root)
+    return Asked(job, model, contents, dataset, manifest.fingerprint if manifest is not None else None)
 
 
 def _digest(*parts: object) -> str:

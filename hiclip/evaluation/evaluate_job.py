@@ -49,11 +49,13 @@ class EvaluateJob(Job):
     """An evaluation of one checkpoint."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
-    """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://."""
+    """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
+    file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it."""
     sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
     """Evaluation sets, see `hiclip.evaluation.sets`."""
     dataset: str | None = None
-    """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names."""
+    """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names;
+    published weights name none."""
     baselines: BaselineSettings = BaselineSettings()
     hierarchy: HierarchySettings | None = HierarchySettings()
     """Null draws nothing."""

@@ -11,7 +11,6 @@ from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.embed import Embedder, picture_vectors, text_vectors
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.run_sets import measured_before
-from hiclip.training.checkpoint import load_towers
 from hiclip.training.cost import forward_flops_per_pair, parameters
 from pipeline.manifest import read_manifest
 from pipeline.storage import folder
@@ -31,14 +30,14 @@ def bill(asked: Asked, cpus: float) -> Table:
 
 
 def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
-    job, checkpoint = asked.job, asked.checkpoint
-    yield "checkpoint", f"{checkpoint.place.root}, {checkpoint.state.seen:,} pairs seen"
-    yield "model", f"{parameters(checkpoint.model):,} parameters, {job.precision}"
+    job, model = asked.job, asked.model
+    yield "checkpoint", f"{model.root}, {model.training}"
+    yield "model", f"{parameters(model.settings):,} parameters, {job.precision}"
     for content in asked.contents:
         yield content.name, _set_line(asked, content)
     pictures = sum(len(content.pictures) for content in asked.contents)
     texts = sum(len({*content.prompts(), *content.captions}) for content in asked.contents)
-    flops = forward_flops_per_pair(checkpoint.model, all_tokens=False) * max(pictures, texts)
+    flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
     yield "time", _time_line(asked, pictures, texts, cpus)
     if asked.dataset and job.baselines.pixel_neighbours:
@@ -60,9 +59,7 @@ def _time_line(asked: Asked, pictures: int, texts: int, cpus: float) -> str:
     job = asked.job
     if job.workers.gpus:
         return "unknown: the towers would run on GPUs"
-    embedder = Embedder(
-        load_towers(asked.checkpoint.place.root)[0], job.precision, "cpu", max(1, int(job.workers.cpus))
-    )
+    embedder = Embedder(asked.model.towers(), job.precision, "cpu", max(1, int(job.workers.cpus)))
     content = asked.contents[0]
     shown = content.pictures[:_PROBE]
     labels = content.tree.classes[:_PROBE]

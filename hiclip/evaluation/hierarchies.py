@@ -74,7 +74,7 @@ def draw_hierarchies(asked: Asked, towers: TwoTowers) -> list[Drawing]:
     settings = asked.job.hierarchy
     assert settings is not None
     models = (
-        _Model("trained", f"trained, {asked.checkpoint.state.seen:,} pairs seen", MODEL, towers),
+        _Model("trained", f"trained, {asked.model.training}", MODEL, towers),
         _Model("untrained", "untrained control", CONTROL, untrained(towers, asked.job.seed)),
     )
     pairs = list(_training_pairs(asked.dataset, settings.training_pairs)) if asked.dataset else []

@@ -21,11 +21,12 @@ class Outcome(Settings):
     checkpoint: str
     weights: str
     """Hex sha256 of the file of the weights."""
-    step: int
-    seen: int
+    step: int | None
+    """Steps of its training; this and the next two are null for published weights, of which nothing is known."""
+    seen: int | None
     """Pairs that the checkpoint had consumed."""
     parameters: int
-    train_flops: float
+    train_flops: float | None
     """Floating-point operations of the training up to here."""
     dataset: str | None
     """Fingerprint of the training data that baselines and drawings looked at."""

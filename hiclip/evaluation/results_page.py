@@ -42,14 +42,11 @@ def results_page(
 def _head(outcome: Outcome) -> Iterator[str]:
     yield f"<h1>{text(outcome.name)}</h1>"
     yield f'<div class="soft mono">{text(outcome.checkpoint)} · weights {outcome.weights[:16]}</div>'
-    yield figures(
-        [
-            (f"{outcome.seen:,}", "pairs seen in training"),
-            (f"{outcome.step:,}", "steps"),
-            (f"{outcome.parameters / 1e6:.1f} M", "parameters"),
-            (_flops(outcome.train_flops), "of training"),
-        ]
-    )
+    shown = [(f"{outcome.parameters / 1e6:.1f} M", "parameters")]
+    if outcome.train_flops is not None:
+        training = [(f"{outcome.seen:,}", "pairs seen in training"), (f"{outcome.step:,}", "steps")]
+        shown = [*training, *shown, (_flops(outcome.train_flops), "of training")]
+    yield figures(shown)
 
 
 def _flops(count: float) -> str:

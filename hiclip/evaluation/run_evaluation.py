@@ -15,7 +15,7 @@ from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.results_page import results_page
 from hiclip.evaluation.run_sets import measure_sets
-from hiclip.training.checkpoint import load_towers, local_files
+from hiclip.training.checkpoint import local_files
 from hiclip.training.cost import parameters, train_flops
 from hiclip.training.mlflow_tracker import open_tracker
 from pipeline.storage import Folder
@@ -29,7 +29,7 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
     Sets that an earlier evaluation finished in `out` are not computed again.
     """
     job, seconds = asked.job, dict[str, float]()
-    towers, _ = load_towers(asked.checkpoint.place.root)
+    towers = asked.model.towers()
     with _timed("sets", seconds):
         device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
         embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
@@ -56,16 +56,16 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing]) -> Outcome:
-    state, model = asked.checkpoint.state, asked.checkpoint.model
+    model, state = asked.model, asked.model.state
     return Outcome(
         name=asked.job.name,
         key=asked.key,
-        checkpoint=asked.checkpoint.place.root,
-        weights=asked.weights,
-        step=state.step,
-        seen=state.seen,
-        parameters=parameters(model),
-        train_flops=state.train_flops or train_flops(model, state.seen),
+        checkpoint=model.root,
+        weights=model.weights,
+        step=None if state is None else state.step,
+        seen=None if state is None else state.seen,
+        parameters=parameters(model.settings),
+        train_flops=None if state is None else state.train_flops or train_flops(model.settings, state.seen),
         dataset=asked.dataset_fingerprint,
         sets={content.name: content.fingerprint for content in asked.contents},
         results=[result for one in measured for result in one.results],
@@ -78,15 +78,16 @@ def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[D
 
 def _record(asked: Asked, outcome: Outcome, out: Folder) -> str | None:
     """Adds the results to the MLflow run that the checkpoint came from, or to a new one if that is not there."""
-    state, job = asked.checkpoint.state, asked.job
-    tracker = open_tracker(job.mlflow, job.out, job.name, state.mlflow_run_id, adds=True)
+    state, job = asked.model.state, asked.job
+    seen, run_id = (0, None) if state is None else (state.seen, state.mlflow_run_id)
+    tracker = open_tracker(job.mlflow, job.out, job.name, run_id, adds=True)
     numbers = {f"{result.set}/{result.metric}": result.value for result in outcome.results}
-    tracker.metrics(numbers, state.seen)
+    tracker.metrics(numbers, seen)
     tracker.tag("evaluation", out.root)
     names = [REPORT, *outcome.pictures, *(name.removesuffix("png") + "json" for name in outcome.pictures)]
     with local_files(out, names) as here:
         for name in names:
-            tracker.artifact(str(here / name), f"evaluation/seen-{state.seen:012d}")
+            tracker.artifact(str(here / name), f"evaluation/seen-{seen:012d}")
     run_id = tracker.run_id
     tracker.close()
     return run_id

@@ -34,6 +34,18 @@ def contrastive_loss(
     return (image_to_text + text_to_image) / 2
 
 
+def logit_bytes(losses: int, pairs: int, batch: int, smoothing: float, block: int | None) -> int:
+    """Bytes of logits that a rank with `pairs` of `batch` pairs holds at most, of so many losses in one direction.
+
+    Each keeps a float32 matrix for the backward, which holds two more while it works on one, four if the target is
+    softened. In blocks nothing is kept.
+    """
+    if losses == 0:
+        return 0
+    worked_on = 4 if smoothing else 2
+    return 4 * batch * ((losses + worked_on) * pairs if block is None else 2 * min(block, pairs))
+
+
 def unit_vectors(vectors: Tensor) -> Tensor:
     """(..., E) -> the same of length 1, in float32 at least: bf16 logits of 100 would be half a nat wrong."""
     return F.normalize(at_least_float32(vectors), dim=-1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hiclip.batch import Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
+from hiclip.losses.contrastive import logit_bytes as contrastive_logit_bytes
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.objective import Objective, check_counts
@@ -26,7 +27,7 @@ class ClipSettings:
     """Share of the target that the other pairs of the batch divide among them, 0 to below 1; 0 is CLIP."""
     block_pairs: int | None = None
     """Pairs of a worker whose logits are held at once; null: all. The loss is the same, nothing is computed
-    twice. With b pairs a worker of a batch of B it holds 8 * block_pairs * B bytes of logits instead of 15 * b * B."""
+    twice. With b pairs a worker of a batch of B it holds 8 * block_pairs * B bytes of logits instead of 16 * b * B."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
@@ -40,6 +41,10 @@ class ClipSettings:
 
     def check(self, model: ModelSettings, pairs: int) -> None:
         """Towers of any settings and any number of pairs a worker will do."""
+
+    def logit_bytes(self, model: ModelSettings, pairs: int, batch: int) -> int:
+        """Bytes of logits that a worker with `pairs` of `batch` pairs holds at most."""
+        return contrastive_logit_bytes(2, pairs, batch, self.smoothing, self.block_pairs)
 
     def build(self, model: ModelSettings) -> ClipObjective:
         """The objective's module for towers of these settings."""

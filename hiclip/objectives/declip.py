@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiclip.batch import TARGETS, Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
+from hiclip.losses.contrastive import logit_bytes as contrastive_logit_bytes
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.objective import Objective, check_counts
@@ -25,6 +26,7 @@ from hiclip.objectives.self_supervision import (
     check_self_supervision,
     check_weights,
     mean,
+    word_logit_bytes,
 )
 
 _IMAGES = ("view_1", "view_2")
@@ -108,6 +110,13 @@ class DeclipSettings:
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings or `pairs` pairs a worker will not do."""
         check_self_supervision(self.name, self.numbers, model, pairs)
+
+    def logit_bytes(self, model: ModelSettings, pairs: int, batch: int) -> int:
+        """Bytes of logits that a worker with `pairs` of `batch` pairs holds at most."""
+        ways = len(_IMAGES) * len(self.texts)
+        losses = 2 * ways * bool(self.numbers.clip) + ways * bool(self.numbers.neighbours)
+        contrast = contrastive_logit_bytes(losses, pairs, batch, 0.0, self.block_pairs)
+        return contrast + word_logit_bytes(self.numbers, model, pairs)
 
     def build(self, model: ModelSettings) -> DeclipObjective:
         """The objective's module for towers of these settings."""

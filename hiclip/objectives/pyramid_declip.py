@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hiclip.batch import TARGETS, Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
+from hiclip.losses.contrastive import logit_bytes as contrastive_logit_bytes
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.objective import Objective, check_counts
@@ -33,6 +34,7 @@ from hiclip.objectives.self_supervision import (
     check_self_supervision,
     check_weights,
     mean,
+    word_logit_bytes,
 )
 
 _CROPS = ("global_crop", "local_crop")
@@ -103,6 +105,13 @@ class PyramidDeclipSettings:
         """ValueError, beginning with the key, if towers of these settings or `pairs` pairs a worker will not do."""
         check_regions(self.name, self.views, model)
         check_self_supervision(self.name, self, model, pairs)
+
+    def logit_bytes(self, model: ModelSettings, pairs: int, batch: int) -> int:
+        """Bytes of logits that a worker with `pairs` of `batch` pairs holds at most."""
+        crops = len(_CROPS)
+        losses = 2 * len(self.pairs) + 2 * crops * bool(self.multi_view) + crops * bool(self.neighbours)
+        contrast = contrastive_logit_bytes(losses, pairs, batch, self.smoothing, self.block_pairs)
+        return contrast + word_logit_bytes(self, model, pairs)
 
     def build(self, model: ModelSettings) -> PyramidDeclipObjective:
         """The objective's module for towers of these settings."""

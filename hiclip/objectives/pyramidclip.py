@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiclip.batch import Batch, Views
 from hiclip.losses.contrastive import contrastive_loss
+from hiclip.losses.contrastive import logit_bytes as contrastive_logit_bytes
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.objective import Objective, check_counts
@@ -130,6 +131,10 @@ class PyramidclipSettings:
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings will not do."""
         check_regions(self.name, self.views, model)
+
+    def logit_bytes(self, model: ModelSettings, pairs: int, batch: int) -> int:
+        """Bytes of logits that a worker with `pairs` of `batch` pairs holds at most."""
+        return contrastive_logit_bytes(2 * len(self.pairs), pairs, batch, self.smoothing, self.block_pairs)
 
     def build(self, model: ModelSettings) -> PyramidclipObjective:
         """The objective's module for towers of these settings."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hiclip.batch import MASK_TOKEN
-from hiclip.losses.masked_words import MaskedWords
+from hiclip.losses.masked_words import MaskedWords, logit_bytes
 from hiclip.losses.neighbour_queue import NeighbourQueue, neighbour_loss
 from hiclip.losses.self_agreement import SelfAgreement
 from hiclip.model.sizes import ModelSettings, resolve
@@ -83,6 +83,14 @@ class SelfSupervision(nn.Module):
 def mean(losses: Sequence[Tensor]) -> Tensor:
     """Of scalars."""
     return torch.stack(list(losses)).mean()
+
+
+def word_logit_bytes(weights: SelfWeights, model: ModelSettings, pairs: int) -> int:
+    """Bytes of logits that a worker with so many pairs holds at most while words are guessed."""
+    if not weights.masked_words:
+        return 0
+    sizes = resolve(model)
+    return logit_bytes(pairs * sizes.context, sizes.vocabulary)
 
 
 def check_weights(**weights: float) -> None:

@@ -89,12 +89,14 @@ class DeviceMemory:
     optimizer: float
     """AdamW's two moments, and DeepSpeed's own copy of the weights where it shards (stages 1 to 3)."""
     activations: float
-    """What the forward keeps for the backward; an estimate, good to about a quarter."""
+    """What the towers' forward keeps for the backward; an estimate, good to about a quarter."""
+    logits: float
+    """What the losses hold at most: scores of pairs, and of words that are guessed."""
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def device_memory(
@@ -109,12 +111,13 @@ def device_memory(
     texts: int = 1,
     heads: int = 0,
     kept: int = 0,
+    logits: int = 0,
 ) -> DeviceMemory:
     """Bytes on each of `world` devices that trains `pairs` pairs a step; weights are fp32, bf16 is autocast's.
 
     ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too. `micro_batch`: how many of the pairs are
     encoded at once, None for all. `pictures`, `texts`: views of a pair. `heads` and `kept`: numbers that the objective
-    trains and remembers.
+    trains and remembers; `logits`: bytes of its own.
     """
     numbers = parameters(settings) + heads
     copies = 3 if zero_stage else 2
@@ -125,6 +128,7 @@ def device_memory(
         gradients=gradients if micro_batch is None else 2 * numbers * FP32,
         optimizer=numbers * FP32 * copies / (world if zero_stage >= 1 else 1),
         activations=(micro_batch or pairs) * (pictures * picture + texts * text),
+        logits=logits,
     )
 
 

@@ -70,6 +70,7 @@ def worker_memory(job: PretrainJob, zero_stage: int) -> DeviceMemory:
         texts=len(views.captions),
         heads=own.trained,
         kept=own.kept,
+        logits=job.objective.logit_bytes(job.model, job.data.batch // workers, job.data.batch),
     )
 
 

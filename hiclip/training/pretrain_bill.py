@@ -85,7 +85,8 @@ def _memory(job: PretrainJob, stage: int) -> str:
     held = worker_memory(job, stage)
     return (
         f"{_size(held.total)} a worker: weights {_size(held.weights)}, gradients {_size(held.gradients)}, "
-        f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}"
+        f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}, "
+        f"logits {_size(held.logits)}"
     )
 
 

@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peak_memory import peak_bytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_ranks import run_on_ranks
 
 from hiclip.distributed import gather_with_gradient, mean_over_ranks, rank, world
-from hiclip.losses.contrastive import contrastive_loss, directed_loss, softened_cross_entropy, unit_vectors
+from hiclip.losses.contrastive import (
+    contrastive_loss,
+    directed_loss,
+    logit_bytes,
+    softened_cross_entropy,
+    unit_vectors,
+)
 
 PAIRS, WIDTH = 8, 6
 
@@ -216,6 +223,23 @@ def test_blocks_hold_no_matrix_of_all_pairs() -> None:
             directed_loss(queries, keys, torch.tensor(5.0, requires_grad=True), 0.2, block).backward()
         largest[block] = seen.numbers
     assert largest == {None: 256 * 256, 16: 16 * 256}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("losses", [1, 3])
+def test_the_memory_of_logits_is_as_told(losses: int, smoothing: float) -> None:
+    """Vectors of two numbers: nearly all the memory is logits."""
+    sides = [(torch.randn(512, 2).requires_grad_(), torch.randn(512, 2).requires_grad_()) for _ in range(losses)]
+    scale = torch.tensor(5.0, requires_grad=True)
+
+    def most(block: int | None) -> int:
+        def step() -> None:
+            torch.stack([contrastive_loss(*side, scale, smoothing, block) for side in sides]).sum().backward()
+
+        return peak_bytes(step)
+
+    assert most(None) == pytest.approx(logit_bytes(2 * losses, 512, 512, smoothing, None), rel=0.05)
+    assert most(64) == pytest.approx(logit_bytes(2 * losses, 512, 512, smoothing, 64), rel=0.5)
 
 
 @pytest.mark.parametrize("block", [None, 1])

@@ -106,7 +106,7 @@ def test_zero_shards_what_its_stage_says() -> None:
     assert [memory.gradients / weights for memory in held.values()] == [1, 1, 1 / 8, 1 / 8]
     assert [memory.optimizer / weights for memory in held.values()] == [2, 3 / 8, 3 / 8, 3 / 8]
     memory = held[1]
-    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.logits
     assert memory.activations == 128 * device_memory(settings, 1, "bf16", 1, 8).activations
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from loopback_s3 import bucket
 from PIL import Image
-from small_checkpoint import small_checkpoint, small_openmoji
+from small_checkpoint import SMALL_MODEL, small_checkpoint, small_openmoji
 from small_dataset import small_dataset
 
 from hiclip.evaluate import main
@@ -28,7 +29,9 @@ from hiclip.evaluation.outcome import finished_outcome
 from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
-from hiclip.training.checkpoint import COMPLETE
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.checkpoint import COMPLETE, load_towers
+from hiclip.training.published_weights import write_published
 from pipeline.jobfile import JobError, make_job
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
@@ -226,16 +229,41 @@ def test_one_label_over_two_pictures_is_one_class(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")
 def test_plain_clip_has_no_hierarchy_to_draw(place: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from small_checkpoint import SMALL_MODEL
-
     plain = replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False)
     small_checkpoint(tmp_path / "run", "nowhere", "0", plain)
     job = _job(place, "plain", checkpoint=str(tmp_path / "run"), dataset=str(place / "build"))
     outcome = evaluate(ask(job), map_here, folder(job.out).make())
     assert outcome.pictures == []
     assert outcome.tree == ""
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+@pytest.mark.parametrize("path", ["published", "published/open_clip_model.safetensors"])
+def test_a_job_may_name_published_weights(path: str, place: Path, tmp_path: Path) -> None:
+    """The numbers are those of a checkpoint with the same weights; what nobody knows of them is null and not shown."""
+    plain = replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False)
+    checkpoint = small_checkpoint(tmp_path / "run", str(place / "build"), "0" * 64, plain)
+    write_published(load_towers(str(checkpoint))[0], str(tmp_path / "published"), "open_clip")
+    out, dataset = str(tmp_path / "out"), str(place / "build")
+    job = _job(place, out, checkpoint=str(tmp_path / path), dataset=dataset)
+    outcome = evaluate(ask(job), map_here, folder(out).make())
+    own = _job(place, str(tmp_path / "own"), checkpoint=str(checkpoint), dataset=dataset)
+    assert outcome.results == evaluate(ask(own), map_here, folder(own.out).make()).results
+    assert (outcome.seen, outcome.step, outcome.train_flops) == (None, None, None)
+    assert finished_outcome(folder(out), ask(job).key) == outcome
+    page = folder(out).read_text(outcome.report)
+    assert "parameters" in page
+    assert "pairs seen" not in page
+
+
+def test_published_weights_need_a_dataset_for_what_looks_at_one(place: Path, tmp_path: Path) -> None:
+    write_published(
+        TwoTowers(replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False)), str(tmp_path), "open_clip"
+    )
+    with pytest.raises(JobError, match=r"dataset: expected a build, .* came null"):
+        ask(_job(place, "", checkpoint=str(tmp_path)))
+    alone = _job(place, "", checkpoint=str(tmp_path), baselines={"pixel_neighbours": None}, hierarchy=None)
+    assert ask(alone).dataset is None
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peak_memory import peak_bytes
 from torch import Tensor
 from two_ranks import run_on_ranks
 
@@ -18,7 +19,7 @@ from hiclip.data.tokenizer import END, START, Tokenizer
 from hiclip.data.view_settings import ViewSettings
 from hiclip.data.word_masks import mask_words
 from hiclip.distributed import mean_over_ranks, rank, world
-from hiclip.losses.masked_words import MaskedWords
+from hiclip.losses.masked_words import PLACES_AT_ONCE, MaskedWords, logit_bytes
 
 PAIRS, LENGTH, WIDTH, VOCABULARY = 6, 5, 3, 7
 CAPTION = "a small brown dog with a red collar runs across the grass behind the white house"
@@ -86,6 +87,29 @@ def test_the_end_is_found_behind_a_mask() -> None:
     tokens = torch.tensor([[START, 5, MASK_TOKEN, END, 0, 0, 0, 0, 0], [START, MASK_TOKEN, 7, 8, 9, END, 0, 0, 0]])
     assert end_positions(tokens).tolist() == [3, 5]
     assert trim_padding(tokens).shape == (2, 8)
+
+
+def many_words(places: int) -> tuple[MaskedWords, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    states = torch.randn(places // 8, 8, WIDTH, generator=generator).requires_grad_()
+    torch.manual_seed(0)
+    return MaskedWords(WIDTH, 600), states, torch.randint(0, 600, (places // 8, 8), generator=generator)
+
+
+def test_more_places_than_are_held_at_once_give_the_same_loss_and_gradients() -> None:
+    words, states, targets = many_words(2 * PLACES_AT_ONCE + 8)
+    whole = F.cross_entropy(words.head(states).flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(whole, (states, *words.parameters()))
+    loss = words(states, targets)
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(torch.autograd.grad(loss, (states, *words.parameters())), expected)
+
+
+@pytest.mark.parametrize("places", [PLACES_AT_ONCE // 4, PLACES_AT_ONCE, 4 * PLACES_AT_ONCE])
+def test_the_memory_of_logits_is_as_told_and_stops_growing(places: int) -> None:
+    words, states, targets = many_words(places)
+    most = peak_bytes(lambda: words(states, targets).backward())
+    assert most == pytest.approx(logit_bytes(places, 600), rel=0.1)
 
 
 def head() -> MaskedWords:

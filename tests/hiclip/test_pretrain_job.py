@@ -12,6 +12,7 @@ from rich.console import Console
 from small_dataset import small_dataset
 from small_run import random_batches, small_job
 
+from hiclip.model.sizes import resolve
 from hiclip.pretrain import stream_plan
 from hiclip.training.cost import forward_flops_per_pair, image_flops, region_flops, text_flops, train_flops
 from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, worker_memory
@@ -116,6 +117,12 @@ def test_the_bill_counts_what_an_objective_looks_at() -> None:
     assert "2 × picture, 2 × text (declip)" in printed(declip, None)
     assert "2 × picture, 3 × text, 10 regions (pyramidclip)" in printed(pyramid, None)
     memory = [worker_memory(job, 0) for job in (clip, declip)]
+    # Two losses of a direction; and of DeCLIP eight, four with neighbours, and three copies of all words' logits.
+    pairs, batch = clip.data.batch // clip.workers.count, clip.data.batch
+    words = min(1024, pairs * resolve(declip.model).context) * resolve(declip.model).vocabulary
+    assert memory[0].logits == 4 * (2 + 2) * pairs * batch
+    assert memory[1].logits == 4 * (8 + 4 + 2) * pairs * batch + 4 * 3 * words
+    assert f"logits {memory[1].logits / 1e6:.3g} MB" in printed(declip, None)
     assert memory[1].activations == 2 * memory[0].activations
     assert memory[1].gradients - memory[0].gradients == 4 * (own_numbers(declip).trained + 64)  # and the mask's row
 

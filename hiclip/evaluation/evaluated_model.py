@@ -1,0 +1,51 @@
+"""The model that an evaluation asks: what a run of ours left, or weights that somebody published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from hiclip.model.sizes import ModelSettings
+from hiclip.model.two_towers import TwoTowers
+from hiclip.training.checkpoint import TrainState, load_towers, read_checkpoint
+from hiclip.training.published_weights import published_file, read_published
+from pipeline.storage import Folder, folder
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model and where it stands; its weights stay unread until `towers`."""
+
+    root: str
+    """Folder of the checkpoint, or file of the published weights."""
+    weights: str
+    """Hex sha256 of the file that holds the weights."""
+    settings: ModelSettings
+    state: TrainState | None
+    """Where its run stood; None for published weights, of which nothing is known."""
+    trained_on: str | None
+    """The dataset that its own job names, if there is one."""
+
+    def towers(self) -> TwoTowers:
+        """In evaluation mode, on CPU."""
+        return read_published(self.root) if self.state is None else load_towers(self.root)[0]
+
+    @property
+    def training(self) -> str:
+        """Its training in a few words."""
+        return "published weights" if self.state is None else f"{self.state.seen:,} pairs seen"
+
+
+def evaluated_model(path: str) -> EvaluatedModel:
+    """The checkpoint, the newest one of the run, or the published weights at `path`. CheckpointError if none is."""
+    file = published_file(path)
+    if file is not None:
+        settings = read_published(file).settings
+        parent, _, name = folder(file).root.rpartition("/")
+        return EvaluatedModel(file, Folder(parent or "/").sha256(name), settings, None, None)
+    checkpoint = read_checkpoint(path)
+    place = checkpoint.place
+    trained_on = str(yaml.safe_load(place.read_text("job.yaml"))["data"]["dataset"])
+    weights = place.sha256("weights.safetensors")
+    return EvaluatedModel(place.root, weights, checkpoint.model, checkpoint.state, trained_on)
