@@ -29,8 +29,11 @@ class BillSettings(Settings):
     kilobytes_per_picture: Annotated[Number, Field(gt=0)] = 34.0
     """Stored, at 256 px and quality 95: CC12M took 331 GB for 9.8 million."""
     price_per_cpu_hour: Annotated[Number, Field(ge=0)] = 0.05
+    """In `currency`."""
     price_per_gb_month: Annotated[Number, Field(ge=0)] = 0.023
+    """Of storage, in `currency` a gigabyte and month."""
     currency: str = "USD"
+    """What the two prices are in."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class BuildJob(Job):
     sample_crawl: str | None = None
     """Folder of the sample crawl to serve on this machine while the build runs, for `connect_to`."""
     annotations: tuple[AnyAnnotation, ...] = ()
+    """Columns that are added to every downloaded pair, for filters and training to read."""
     filters: tuple[AnyFilter, ...] = ()
     """In this order; a pair is refused by the first that does not like it."""
     duplicates: DuplicateSettings = DuplicateSettings()

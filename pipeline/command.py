@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 
 from rich.console import Console, RenderableType
 
+from pipeline.job_keys import job_keys
 from pipeline.jobfile import InputError, Job, read_job
 
 J = TypeVar("J", bound=Job)
@@ -47,6 +48,7 @@ def run_command(
     parser = argparse.ArgumentParser(prog=main.name if main else None, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("job", help="the job file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes one key of the job")
+    parser.add_argument("--keys", nargs="?", const="", metavar="PATH", action=_keys_action(kind), help=_KEYS_HELP)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its bill, then stop")
     # intermixed: `JOB.yaml --dry-run model.width=128` and any other order mean the same
     given = parser.parse_intermixed_args(argv)
@@ -65,3 +67,23 @@ def run_command(
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+_KEYS_HELP = "print every key that a job may have, or those below PATH, with its default and meaning, then stop"
+
+
+def _keys_action(kind: type[Job]) -> type[argparse.Action]:
+    """As `--help` is: it asks for no job."""
+
+    class PrintKeys(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *given: object) -> NoReturn:
+            _, path, _ = given
+            keys = [key for key in job_keys(kind) if not path or f"{key.path}.".startswith(f"{path}.")]
+            if not keys:
+                parser.error(f"--keys: no such key: {path}")
+            for key in keys:
+                default = f" {key.default}" if key.default else ""
+                print(f"{key.path}:{default}  # {key.meaning}")
+            sys.exit(0)
+
+    return PrintKeys

@@ -27,6 +27,7 @@ class DownloadSettings(Settings):
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
     """Width times height, read from the header before anything is decoded."""
     max_redirects: Annotated[int, Field(ge=0)] = 5
+    """Of one address; each is checked as the address itself is."""
     user_agent: Annotated[str, Field(min_length=1)] = "hiclip/0.1 (dataset build)"
     """Sent with every request: say who you are and where you can be reached."""
     honour_opt_out: bool = True

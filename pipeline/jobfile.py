@@ -6,19 +6,17 @@ line changes is a dotted key (`model.width=128`), and what ran is the *resolved*
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipeline.job_mistakes import mistake
 
 
 class InputError(ValueError):
@@ -108,7 +106,7 @@ def make_job(content: Mapping[str, Any], kind: type[J], where: str) -> J:
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
-        raise JobError(f"{where}: {_first_line(error, kind)}") from None
+        raise JobError(f"{where}: {mistake(error, kind, content)}") from None
 
 
 def resolved(job: Job) -> dict[str, Any]:
@@ -176,60 +174,3 @@ def _step(here: Any, key: str, path: str, create: bool) -> Any:
     if create and not isinstance(here.get(key), dict | list):
         here[key] = {}
     return here[key]
-
-
-def _first_line(error: ValidationError, kind: type[BaseModel]) -> str:
-    details = error.errors(include_url=False)
-    # A misspelt key also makes a required key missing; the misspelt one is the mistake to name.
-    detail = next((one for one in details if one["type"] == "extra_forbidden"), details[0])
-    path = ".".join(str(part) for part in detail["loc"]) or "the job"
-    more = f" (and {len(details) - 1} more mistakes)" if len(details) > 1 else ""
-    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = sorted(_keys_at(kind, detail["loc"][:-1]))
-        nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else (f"; known: {', '.join(known)}" if known else "")
-        return f"{path}: no such key{hint}{more}"
-    if detail["type"] == "missing":
-        return f"{path}: missing; expected a value{more}"
-    came = "" if isinstance(detail["input"], dict | list) else f", came {detail['input']!r}"
-    text = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{path}: {' '.join(text.split())}{came}{more}"
-
-
-def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:
-    """Every key that may stand at `location`; a union offers those of the member the location names, else of all."""
-    kinds = list(_structures(kind))
-    for part in location:
-        named = [one for one in kinds if _names(one, part)]
-        if named:
-            kinds = named
-            continue
-        deeper = [inner for one in kinds for inner in _structures(_fields(one).get(str(part)))]
-        kinds = deeper or kinds
-    return {key for one in kinds for key in _fields(one)}
-
-
-def _names(kind: Any, part: int | str) -> bool:
-    """Whether a location's part is a union's way to name this member (its discriminator value or its class name)."""
-    if part == getattr(kind, "__name__", None):
-        return True
-    tag = _fields(kind).get("name")
-    return tag is not None and typing.get_origin(tag) is typing.Literal and part in typing.get_args(tag)
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: info.annotation for name, info in kind.model_fields.items()}
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return {field.name: hints[field.name] for field in fields(kind)}
-    return {}
-
-
-def _structures(annotation: Any) -> Iterator[Any]:
-    """The structured types inside an annotation: itself, or the members of its unions, lists and Annotated wrappers."""
-    if _fields(annotation):
-        yield annotation
-    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        for inner in typing.get_args(annotation):
-            yield from _structures(inner)

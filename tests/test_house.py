@@ -39,6 +39,8 @@ LAYERS = [
     ("hiclip.distributed", 2),
     ("hiclip.data", 2),
     ("hiclip", 2),
+    ("pipeline.job_keys", 0),
+    ("pipeline.job_mistakes", 0),
     ("pipeline.jobfile", 0),
     ("pipeline.storage", 0),
     ("pipeline.pair", 0),
@@ -70,7 +72,7 @@ DOORS = {
 }
 
 # What hiclip may know of the pipeline: the dataset's contract and what all commands share, never how one is built.
-SHARED = {"jobfile", "storage", "pair", "shards", "manifest", "command", "ray_session", "page"}
+SHARED = {"job_keys", "job_mistakes", "jobfile", "storage", "pair", "shards", "manifest", "command", "ray_session", "page"}
 
 # These run on a machine that has torch and nothing else of ours.
 BARE = [

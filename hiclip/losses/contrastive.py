@@ -97,7 +97,7 @@ def _target_means(logits: Tensor, positives: Tensor, smoothing: float) -> Tensor
 
 def _check_smoothing(smoothing: float, keys: int) -> None:
     if smoothing and keys < 2:
-        raise ValueError(f"smoothing: expected 0 with a batch of one pair, got {smoothing}")
+        raise ValueError(f"smoothing: expected 0 with a batch of one pair, came {smoothing}")
 
 
 class _InBlocks(torch.autograd.Function):

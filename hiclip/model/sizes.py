@@ -202,7 +202,7 @@ _NOT_OF_A_RESNET = {
 def resolve(settings: ModelSettings) -> Sizes:
     """The numbers of a model. Raises ValueError that starts with the key at fault and says what it expects."""
     if settings.size not in _ROWS:
-        raise ValueError(f"size: expected one of {', '.join(_ROWS)}, got {settings.size!r}")
+        raise ValueError(f"size: expected one of {', '.join(_ROWS)}, came {settings.size!r}")
     row = _ROWS[settings.size]
     _check_positive(settings)
     sizes = Sizes(
@@ -217,18 +217,18 @@ def resolve(settings: ModelSettings) -> Sizes:
         region_width=settings.region_width,
     )
     if sizes.image_px % sizes.patch_px and row.stages:
-        raise ValueError(f"image_px: expected a multiple of a ResNet's stride ({RESNET_STRIDE}), got {sizes.image_px}")
+        raise ValueError(f"image_px: expected a multiple of a ResNet's stride ({RESNET_STRIDE}), came {sizes.image_px}")
     if sizes.image_px % sizes.patch_px:
-        raise ValueError(f"patch_px: expected a divisor of image_px ({sizes.image_px}), got {sizes.patch_px}")
+        raise ValueError(f"patch_px: expected a divisor of image_px ({sizes.image_px}), came {sizes.patch_px}")
     if sizes.context < 3:
-        raise ValueError(f"context: expected room for start, one word and end (3 tokens), got {sizes.context}")
+        raise ValueError(f"context: expected room for start, one word and end (3 tokens), came {sizes.context}")
     return sizes
 
 
 def _check_positive(settings: ModelSettings) -> None:
     for name, value in vars(settings).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-            raise ValueError(f"{name}: expected a number above 0, got {value}")
+            raise ValueError(f"{name}: expected a number above 0, came {value}")
 
 
 def _image_tower(settings: ModelSettings, row: _Row) -> TowerSize:
@@ -246,11 +246,11 @@ def _front_layers(settings: ModelSettings, depth: int) -> int:
     if front is None:
         wanting = "leff" if settings.leff else "region_width" if settings.region_width else None
         if wanting:
-            raise ValueError(f"front_layers: expected 1 to {depth - 1} with {wanting}, got null")
+            raise ValueError(f"front_layers: expected 1 to {depth - 1} with {wanting}, came null")
         return 0
     if front >= depth:
         raise ValueError(
-            f"front_layers: expected 1 to {depth - 1}, below the image tower's {depth} layers, got {front}"
+            f"front_layers: expected 1 to {depth - 1}, below the image tower's {depth} layers, came {front}"
         )
     return front
 
@@ -260,11 +260,11 @@ def _resnet(settings: ModelSettings, row: _Row) -> ResNetSize:
         came = getattr(settings, key)
         if came != expected:
             raise ValueError(
-                f"{key}: expected {json.dumps(expected)} with size {settings.size} ({why}), got {json.dumps(came)}"
+                f"{key}: expected {json.dumps(expected)} with size {settings.size} ({why}), came {json.dumps(came)}"
             )
     size = ResNetSize(settings.image_width or row.image_width, row.stages)
     if size.width % 2:
-        raise ValueError(f"image_width: expected an even number with size {settings.size}, got {size.width}")
+        raise ValueError(f"image_width: expected an even number with size {settings.size}, came {size.width}")
     return size
 
 
@@ -277,9 +277,9 @@ def _text_tower(settings: ModelSettings, row: _Row) -> TowerSize:
 
 def _heads(heads: int | None, width: int, heads_key: str, width_key: str) -> int:
     if heads is None and width % HEAD_WIDTH:
-        raise ValueError(f"{width_key}: expected a multiple of {HEAD_WIDTH} (channels of one head), got {width}")
+        raise ValueError(f"{width_key}: expected a multiple of {HEAD_WIDTH} (channels of one head), came {width}")
     if heads is not None and width % heads:
-        raise ValueError(f"{heads_key}: expected a divisor of the tower's width ({width}), got {heads}")
+        raise ValueError(f"{heads_key}: expected a divisor of the tower's width ({width}), came {heads}")
     return heads or width // HEAD_WIDTH
 
 
@@ -292,5 +292,7 @@ def _hierarchy(settings: ModelSettings, wanted: bool, width: int, depth: int) ->
         return tuple(range(depth)), affinity_width
     layers = settings.hierarchy_layers
     if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < depth for layer in layers):
-        raise ValueError(f"hierarchy_layers: expected all, or different layers of 0 to {depth - 1}, got {list(layers)}")
+        raise ValueError(
+            f"hierarchy_layers: expected all, or different layers of 0 to {depth - 1}, came {list(layers)}"
+        )
     return tuple(sorted(layers)), affinity_width

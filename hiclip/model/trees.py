@@ -140,7 +140,7 @@ def sentence_tree(
     """
     lowest = lowest_parsed_layer(len(links)) if minimum_layer is None else minimum_layer
     if not 0 <= lowest < len(links):
-        raise ValueError(f"minimum_layer: expected 0 to {len(links) - 1}, got {lowest}")
+        raise ValueError(f"minimum_layer: expected 0 to {len(links) - 1}, came {lowest}")
     between = word_links(links, words)
     leaves = _leaves(words)
 
@@ -199,7 +199,7 @@ def patch_groups(links: Sequence[PatchLinkArrays], thresholds: Sequence[float] |
     """
     limits = scaled_thresholds(len(links)) if thresholds is None else tuple(thresholds)
     if len(limits) != len(links):
-        raise ValueError(f"thresholds: expected {len(links)}, one a layer, got {len(limits)}")
+        raise ValueError(f"thresholds: expected {len(links)}, one a layer, came {len(limits)}")
     kept_right, kept_down = (np.ones_like(side, dtype=np.bool_) for side in links[0])
     labels = []
     for (right, down), limit in zip(reversed(links), reversed(limits), strict=True):
@@ -234,7 +234,7 @@ def linkage_groups(links: PatchLinkArrays, groups: int) -> npt.NDArray[np.int64]
     right, down = links
     rows, columns = right.shape[0], down.shape[1]
     if not 1 <= groups <= rows * columns:
-        raise ValueError(f"groups: expected 1 to {rows * columns}, got {groups}")
+        raise ValueError(f"groups: expected 1 to {rows * columns}, came {groups}")
     place = np.arange(rows * columns).reshape(rows, columns)
     first = np.concatenate([place[:, :-1].ravel(), place[:-1].ravel()])
     second = np.concatenate([place[:, 1:].ravel(), place[1:].ravel()])

@@ -31,7 +31,7 @@ class ClipSettings:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"smoothing: expected 0 to below 1, got {self.smoothing}")
+            raise ValueError(f"smoothing: expected 0 to below 1, came {self.smoothing}")
         check_counts(block_pairs=self.block_pairs)
 
     @property

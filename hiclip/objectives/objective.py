@@ -40,4 +40,4 @@ def check_counts(**counts: int | None) -> None:
     """ValueError, beginning with the key, for a count below 1; None is none."""
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise ValueError(f"{name}: expected at least 1, got {count}")
+            raise ValueError(f"{name}: expected at least 1, came {count}")

@@ -80,10 +80,10 @@ def check_shares(cross_global: float, cross_local: float, smoothing: float) -> N
     """ValueError, beginning with the key, for numbers out of their range."""
     if cross_global < 0 or cross_local < 0 or cross_global + cross_local > 1:
         raise ValueError(
-            f"cross_global, cross_local: expected 0 or more, at most 1 together, got {cross_global}, {cross_local}"
+            f"cross_global, cross_local: expected 0 or more, at most 1 together, came {cross_global}, {cross_local}"
         )
     if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"smoothing: expected 0 to below 1, got {smoothing}")
+        raise ValueError(f"smoothing: expected 0 to below 1, came {smoothing}")
 
 
 def check_regions(name: str, views: Views, model: ModelSettings) -> None:

@@ -97,7 +97,7 @@ def check_weights(**weights: float) -> None:
     """ValueError, beginning with the key, unless all are 0 or more and one is more."""
     for name, value in weights.items():
         if value < 0:
-            raise ValueError(f"{name}: expected 0 or more, got {value}")
+            raise ValueError(f"{name}: expected 0 or more, came {value}")
     if not any(weights.values()):
         raise ValueError(f"{', '.join(weights)}: expected one above 0")
 

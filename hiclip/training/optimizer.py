@@ -27,14 +27,15 @@ class OptimizerSettings:
     """Longest gradient that is applied unshortened; null: the papers mention no clipping."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.eps <= 0:
-            raise ValueError("learning_rate, eps: expected numbers above 0")
+        for name, value in {"learning_rate": self.learning_rate, "eps": self.eps}.items():
+            if value <= 0:
+                raise ValueError(f"{name}: expected a number above 0, came {value}")
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+            raise ValueError(f"weight_decay: expected 0 or more, came {self.weight_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
+            raise ValueError(f"betas: expected two numbers from 0 to below 1, came {self.betas}")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm: expected a number above 0 or null, got {self.clip_norm}")
+            raise ValueError(f"clip_norm: expected a number above 0 or null, came {self.clip_norm}")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ class PriceSettings(Settings):
     per_hour: Annotated[Number, Field(ge=0)]
     """Price of one device for an hour, in `currency`."""
     currency: str = "USD"
+    """What the price is in."""
 
 
 class PretrainJob(Job):
@@ -99,6 +100,7 @@ class PretrainJob(Job):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings
     engine: EngineSettings = DeepSpeedEngineSettings()
+    """What runs the steps: one worker alone, or DeepSpeed with as many as are asked for."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward; weights and optimizer are fp32 in both."""
     workers: WorkerSettings = WorkerSettings()

@@ -24,15 +24,18 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
-            raise ValueError(f"pairs: expected at least 1, got {self.pairs}")
-        if self.warmup_pairs < 0 or self.cooldown_pairs < 0:
-            raise ValueError("warmup_pairs, cooldown_pairs: expected 0 or more")
+            raise ValueError(f"pairs: expected at least 1, came {self.pairs}")
+        for name, value in {"warmup_pairs": self.warmup_pairs, "cooldown_pairs": self.cooldown_pairs}.items():
+            if value < 0:
+                raise ValueError(f"{name}: expected 0 or more, came {value}")
         if self.kind == "cosine" and self.cooldown_pairs:
-            raise ValueError("cooldown_pairs: expected 0 with kind cosine, which cools down by itself")
+            raise ValueError(
+                f"cooldown_pairs: expected 0 with kind cosine, which cools down by itself, came {self.cooldown_pairs}"
+            )
         if self.warmup_pairs + self.cooldown_pairs > self.pairs:
             raise ValueError(
                 f"warmup_pairs: expected warm-up and cool-down within the {self.pairs} pairs of the run, "
-                f"got {self.warmup_pairs} and {self.cooldown_pairs}"
+                f"came {self.warmup_pairs} and {self.cooldown_pairs}"
             )
 
 

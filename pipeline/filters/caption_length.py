@@ -17,9 +17,13 @@ class CaptionLength(Settings):
 
     name: Literal["caption_length"] = "caption_length"
     min_words: Annotated[int, Field(ge=0)] = 1
+    """Fewest words, told apart by blanks."""
     max_words: Annotated[int, Field(ge=1)] = 256
+    """Most words."""
     min_characters: Annotated[int, Field(ge=0)] = 1
+    """Fewest characters."""
     max_characters: Annotated[int, Field(ge=1)] = 1000
+    """Most characters."""
 
     @property
     def needs(self) -> tuple[str, ...]:

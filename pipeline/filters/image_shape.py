@@ -17,6 +17,7 @@ class ImageShape(Settings):
 
     name: Literal["image_shape"] = "image_shape"
     max_aspect: Annotated[Number, Field(ge=1)] = 3.0
+    """Longer side over shorter side, at most."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ class ImageSize(Settings):
 
     name: Literal["image_size"] = "image_size"
     min_px: Annotated[int, Field(ge=1)] = 32
+    """Least pixels of the shorter side."""
 
     @property
     def needs(self) -> tuple[str, ...]:

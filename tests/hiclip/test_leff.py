@@ -178,7 +178,7 @@ def test_computing_the_last_layer_where_it_is_read_changes_nothing_with_leff() -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (ModelSettings(leff=True), "front_layers: expected 1 to 3 with leff, got null"),
+        (ModelSettings(leff=True), "front_layers: expected 1 to 3 with leff, came null"),
         (ModelSettings(leff=True, front_layers=4), "front_layers: expected 1 to 3, below the image tower's 4 layers"),
         (ModelSettings(leff=True, front_layers=0), "front_layers: expected a number above 0"),
     ],

@@ -96,5 +96,5 @@ def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
 
 
 def test_a_block_of_no_pairs_is_refused() -> None:
-    with pytest.raises(ValueError, match="block_pairs: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="block_pairs: expected at least 1, came 0"):
         ClipSettings(block_pairs=0)

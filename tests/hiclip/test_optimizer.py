@@ -51,7 +51,7 @@ def test_a_step_is_adamw_by_hand() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate, eps: expected numbers above 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number above 0, came 0"),
         ({"betas": (0.9, 1.0)}, "betas: expected two numbers"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number above 0 or null"),
     ],

@@ -141,7 +141,7 @@ def test_the_gradient_of_regions() -> None:
 
 
 def test_regions_need_a_front() -> None:
-    with pytest.raises(ValueError, match="front_layers: expected 1 to 2 with region_width, got null"):
+    with pytest.raises(ValueError, match="front_layers: expected 1 to 2 with region_width, came null"):
         resolve(dataclasses.replace(VIT, front_layers=None))
 
 

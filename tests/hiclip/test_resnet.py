@@ -137,7 +137,7 @@ def test_every_parameter_but_behind_zero_gains_is_reached_by_the_gradient() -> N
         ({"leff": True}, "leff: expected false with size resnet_tiny"),
         ({"front_layers": 2}, "front_layers: expected null with size resnet_tiny"),
         ({"frozen_patch_embedding": True}, "frozen_patch_embedding: expected false"),
-        ({"width": 64}, "width: expected null with size resnet_tiny .*, got 64"),
+        ({"width": 64}, "width: expected null with size resnet_tiny .*, came 64"),
         ({"image_depth": 3}, "image_depth: expected null"),
         ({"patch_px": 16}, "patch_px: expected null"),
         ({"image_width": 9}, "image_width: expected an even number"),

@@ -106,7 +106,7 @@ def test_short_captions() -> None:
         sentence_tree(links, [])
     with pytest.raises(ValueError, match="without a gap"):
         sentence_tree(links, [Word("a", 1, 1), Word("b", 3, 3)])
-    with pytest.raises(ValueError, match="minimum_layer: expected 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="minimum_layer: expected 0 to 1, came 2"):
         sentence_tree(links, CAT, minimum_layer=2)
 
 
@@ -183,7 +183,7 @@ def test_thresholds_of_other_depths_follow_the_papers_curve() -> None:
     assert (four[0], four[-1]) == (0.35, 0.9)
     assert list(four) == sorted(four)
     assert patch_groups([BOTTOM, TOP]).thresholds == (0.35, 0.9)
-    with pytest.raises(ValueError, match="thresholds: expected 2, one a layer, got 1"):
+    with pytest.raises(ValueError, match="thresholds: expected 2, one a layer, came 1"):
         patch_groups([BOTTOM, TOP], [0.5])
 
 
@@ -203,7 +203,7 @@ def test_linkage_makes_as_many_groups_as_asked() -> None:
     assert linkage_groups(TOP, 2).tolist() == [[0, 0, 1], [0, 0, 1]]
     assert linkage_groups(TOP, 1).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert linkage_groups(TOP, 6).tolist() == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(ValueError, match="groups: expected 1 to 6, got 7"):
+    with pytest.raises(ValueError, match="groups: expected 1 to 6, came 7"):
         linkage_groups(TOP, 7)
 
 

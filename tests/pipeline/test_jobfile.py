@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.build_job import BuildJob
 from pipeline.jobfile import Job, JobError, Number, Settings, job_fingerprint, make_job, read_job, resolved_yaml
@@ -19,10 +20,29 @@ class Oven(Settings):
     rack: int = Field(default=2, ge=1, le=4)
 
 
+class Vanilla(Settings):
+    name: Literal["vanilla"] = "vanilla"
+
+
+class Lemon(Settings):
+    name: Literal["lemon"] = "lemon"
+    zest: int = Field(default=1, le=1)
+    sugar: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Lemon:
+        if self.sugar < 0:
+            raise ValueError(f"sugar: expected 0 or more, came {self.sugar}")
+        return self
+
+
 class Cake(Job):
     oven: Oven = Oven()
     layers: tuple[Oven, ...] = ()
     eggs: int
+    fuel: Literal["wood", "gas", "current"] = "gas"
+    ice: Annotated[Vanilla | Lemon, Field(discriminator="name")] = Vanilla()
+    tins: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
 
 
 def job_file(folder: Path, text: str) -> str:
@@ -59,9 +79,22 @@ def test_overrides_reach_into_keys_and_lists_and_the_last_one_wins(tmp_path: Pat
         ("oven: {haet: 3}\n", [], "oven.haet: no such key; did you mean 'heat'?"),
         ("", ["layers.0.rak=3"], "layers.0.rak: no such key; did you mean 'rack'?"),
         ("oven: {qqqqq: 3}\n", [], "oven.qqqqq: no such key; known: heat, rack"),
-        ("oven: {rack: 9}\n", [], "oven.rack: Input should be less than or equal to 4, came 9"),
-        ("oven: {heat: hot}\n", [], "oven.heat: Input should be a valid number, unable to parse string"),
-        ("", ["eggs=three"], "eggs: Input should be a valid integer"),
+        ("oven: {rack: 9}\n", [], "oven.rack: expected at most 4, came 9"),
+        ("oven: {heat: hot}\n", [], "oven.heat: expected a number, came 'hot'"),
+        ("", ["eggs=three"], "eggs: expected a whole number, came 'three'"),
+        ("", ["eggs=1.5"], "eggs: expected a whole number, came 1.5"),
+        ("", ["eggs=null"], "eggs: expected a whole number, came null"),
+        ("", ["oven=hot"], "oven: expected keys and values, came 'hot'"),
+        ("", ["layers=3"], "layers: expected a list, came 3"),
+        ("", ["eggs=[]"], "eggs: expected a whole number, came an empty list"),
+        ("", ["fuel=gass"], "fuel: expected wood, gas or current, came 'gass'; did you mean 'gas'?"),
+        ("", ["ice.name=vanila"], "ice.name: expected vanilla or lemon, came 'vanila'; did you mean 'vanilla'?"),
+        ("", ["ice={}"], "ice.name: missing; expected a value"),
+        ("", ["ice={name: lemon, zest: 9}"], "ice.zest: expected at most 1, came 9"),
+        ("", ["ice={name: lemon, zets: 1}"], "ice.zets: no such key; did you mean 'zest'?"),
+        ("", ["ice={name: lemon, sugar: -1}"], "ice.sugar: expected 0 or more, came -1"),
+        ("", ["ice={name: lemon, zest: 9, sugar: x}"], "came 9 (and 1 more mistake)"),
+        ("", ["tins=[]"], "tins: expected a list of at least 1, came an empty list"),
         ("", ["layers.7.rack=1"], "'layers.7': expected a number below 2 after the list, came '7'"),
         ("", ["eggs"], "'eggs': expected key.path=value"),
         ("eggs: 4\n", [], "key 'eggs' is given twice"),
