@@ -72,7 +72,18 @@ DOORS = {
 }
 
 # What hiclip may know of the pipeline: the dataset's contract and what all commands share, never how one is built.
-SHARED = {"job_keys", "job_mistakes", "jobfile", "storage", "pair", "shards", "manifest", "command", "ray_session", "page"}
+SHARED = {
+    "job_keys",
+    "job_mistakes",
+    "jobfile",
+    "storage",
+    "pair",
+    "shards",
+    "manifest",
+    "command",
+    "ray_session",
+    "page",
+}
 
 # These run on a machine that has torch and nothing else of ours.
 BARE = [

@@ -248,6 +248,8 @@ def _front_layers(settings: ModelSettings, depth: int) -> int:
         if wanting:
             raise ValueError(f"front_layers: expected 1 to {depth - 1} with {wanting}, came null")
         return 0
+    if not settings.leff and settings.region_width is None:
+        raise ValueError(f"front_layers: expected null without leff and region_width, came {front}")
     if front >= depth:
         raise ValueError(
             f"front_layers: expected 1 to {depth - 1}, below the image tower's {depth} layers, came {front}"

@@ -79,7 +79,7 @@ class DeclipSettings:
 
     def __post_init__(self) -> None:
         check_counts(queue=self.queue, block_pairs=self.block_pairs)
-        check_weights(**vars(self.numbers))
+        check_weights(("clip", "neighbours"), **vars(self.numbers))
 
     @property
     def numbers(self) -> DeclipWeights:

@@ -76,6 +76,7 @@ class PyramidDeclipSettings:
         check_shares(self.cross_global, self.cross_local, self.smoothing)
         check_counts(queue=self.queue, block_pairs=self.block_pairs)
         check_weights(
+            ("pyramid", "multi_view", "neighbours"),
             pyramid=self.pyramid,
             multi_view=self.multi_view,
             image_self=self.image_self,

@@ -4,7 +4,7 @@ pictures learn from the neighbours of their texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -93,13 +93,13 @@ def word_logit_bytes(weights: SelfWeights, model: ModelSettings, pairs: int) -> 
     return logit_bytes(pairs * sizes.context, sizes.vocabulary)
 
 
-def check_weights(**weights: float) -> None:
-    """ValueError, beginning with the key, unless all are 0 or more and one is more."""
+def check_weights(meeting: Collection[str], **weights: float) -> None:
+    """ValueError, beginning with the key, unless all are 0 or more and one by which the towers meet is more."""
     for name, value in weights.items():
         if value < 0:
             raise ValueError(f"{name}: expected 0 or more, came {value}")
-    if not any(weights.values()):
-        raise ValueError(f"{', '.join(weights)}: expected one above 0")
+    if not any(weights[name] for name in meeting):
+        raise ValueError(f"{', '.join(meeting)}: expected one above 0, for without it pictures and texts never meet")
 
 
 def check_self_supervision(name: str, weights: SelfWeights, model: ModelSettings, pairs: int) -> None:

@@ -178,6 +178,7 @@ def test_computing_the_last_layer_where_it_is_read_changes_nothing_with_leff() -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (ModelSettings(front_layers=1), "front_layers: expected null without leff and region_width, came 1"),
         (ModelSettings(leff=True), "front_layers: expected 1 to 3 with leff, came null"),
         (ModelSettings(leff=True, front_layers=4), "front_layers: expected 1 to 3, below the image tower's 4 layers"),
         (ModelSettings(leff=True, front_layers=0), "front_layers: expected a number above 0"),
@@ -190,7 +191,7 @@ def test_fronts_that_cannot_be_are_refused(settings: ModelSettings, message: str
 
 def test_what_sees_the_batch_says_so() -> None:
     assert resolve(SETTINGS).sees_the_batch
-    assert not resolve(dataclasses.replace(SETTINGS, leff=False)).sees_the_batch
+    assert not resolve(dataclasses.replace(SETTINGS, leff=False, front_layers=None)).sees_the_batch
     assert resolve(ModelSettings(size="resnet_tiny", image_hierarchy=False)).sees_the_batch
 
 

@@ -235,7 +235,7 @@ def test_it_trains_on_a_dataset_through_its_views_and_resumes(tmp_path: Path) ->
         ({}, "model.vocabulary: expected 49409 with objective declip, whose masks are token 49408, came 49408"),
         ({"masked_words": 0, "queue": 0}, "objective.queue: expected at least 1, came 0"),
         ({"clip": -1}, "clip: expected 0 or more, came -1"),
-        ({"clip": 0, "image_self": 0, "masked_words": 0, "neighbours": 0}, "expected one above 0"),
+        ({"clip": 0, "neighbours": 0}, "objective.clip, objective.neighbours: expected one above 0, for without it"),
         (
             {"weights": "papers"},
             "objective.weights: expected code_yfcc15m, code_88m or paper, came 'papers'; did you mean 'paper'?",

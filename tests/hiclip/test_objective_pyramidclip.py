@@ -200,7 +200,10 @@ def test_alone_with_its_pairs_the_combined_one_is_pyramidclip() -> None:
     ("changes", "message"),
     [
         ({}, "model.region_width: expected the numbers of a region's vector with objective pyramidclip"),
-        ({"cross_global": 0.8}, "objective.cross_global, objective.cross_local: expected 0 or more, at most 1 together, came 0.8"),
+        (
+            {"cross_global": 0.8},
+            "objective.cross_global, objective.cross_local: expected 0 or more, at most 1 together, came 0.8",
+        ),
         ({"smoothing": 1}, "smoothing: expected 0 to below 1"),
         ({"block_pairs": 0}, "block_pairs: expected at least 1, came 0"),
     ],
