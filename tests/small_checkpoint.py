@@ -42,7 +42,7 @@ def small_checkpoint(
     )
     weights = {f"towers.{name}": tensor for name, tensor in TwoTowers(model).state_dict().items()}
     job = yaml.safe_dump({"name": "small", "data": {"dataset": dataset}})
-    write_contents(place, weights, model, job, state, [])
+    write_contents(place, weights, {}, model, job, state, [])
     complete_checkpoint(place)
     return Path(place.root)
 

@@ -1,13 +1,13 @@
 """A checkpoint is a folder: everything that a run needs to go on as if it had never stopped, and that a reader needs to
 use the model without Ray or DeepSpeed.
 
-    weights.safetensors   `towers.*` and `objective.*`, fp32
-    model.json            the keys under `model:`
-    engine/               the optimizer's state as the engine shares it out among ranks
-    job.yaml              the resolved job
-    losses.csv            every step up to here
-    state.json            TrainState
-    COMPLETE              written last: names of all files; a folder without it is no checkpoint
+    weights.safetensors    `towers.*` and `objective.*`, fp32
+    model.json             the keys under `model:`
+    optimizer.safetensors  what AdamW remembers of each weight, by name: any engine on any ranks goes on with it
+    job.yaml               the resolved job
+    losses.csv             every step up to here
+    state.json             TrainState
+    COMPLETE               written last: names of all files; a folder without it is no checkpoint
 
 Order of the data, random numbers and learning rate are arithmetic on `seen` and need no state.
 """
@@ -34,6 +34,7 @@ from pipeline.jobfile import InputError, Settings
 from pipeline.storage import Folder, folder
 
 COMPLETE = "COMPLETE"
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _CHECKPOINTS = "checkpoints"
 _MODEL = TypeAdapter(ModelSettings)
 
@@ -50,7 +51,7 @@ class TrainState(Settings):
     seen: int
     """Pairs consumed."""
     world: int
-    """Workers that wrote it; the engine's part can only be read by as many."""
+    """Workers that wrote it."""
     seconds: float
     """Time spent in steps so far, over all restarts, in seconds."""
     wait_s: float
@@ -77,12 +78,21 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """All weights by name, on CPU."""
-        with local_files(self.place, ["weights.safetensors"]) as here:
+        return self._tensors(WEIGHTS)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What AdamW remembered, see `hiclip.training.optimizer.optimizer_state`."""
+        return self._tensors(OPTIMIZER)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        if not self.place.exists(name):
+            raise CheckpointError(f"{self.place.root}: has no {name}")
+        with local_files(self.place, [name]) as here:
             try:
-                weights: dict[str, Tensor] = load_file(here / "weights.safetensors")
-                return weights
+                tensors: dict[str, Tensor] = load_file(here / name)
+                return tensors
             except SafetensorError as error:
-                raise CheckpointError(f"{self.place.join('weights.safetensors')}: cannot be read: {error}") from None
+                raise CheckpointError(f"{self.place.join(name)}: cannot be read: {error}") from None
 
 
 def checkpoint_name(seen: int) -> str:
@@ -139,19 +149,20 @@ def begin_checkpoint(place: Folder) -> None:
     place.make()
 
 
-def write_engine_files(place: Folder, written: str) -> None:
-    """Copies what this rank's engine wrote to the local folder `written`; ranks name their files apart."""
-    for file in sorted(path for path in Path(written).rglob("*") if path.is_file()):
-        place.upload(str(file), f"engine/{file.relative_to(written)}")
-
-
 def write_contents(
-    place: Folder, weights: dict[str, Tensor], model: ModelSettings, job: str, state: TrainState, history: list[StepRow]
+    place: Folder,
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    model: ModelSettings,
+    job: str,
+    state: TrainState,
+    history: list[StepRow],
 ) -> None:
-    """Writes everything but the engine's files and COMPLETE; by one rank. `job`: the resolved job as YAML."""
-    with tempfile.TemporaryDirectory(prefix="hiclip-weights-") as local:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, f"{local}/weights.safetensors")
-        place.upload(f"{local}/weights.safetensors", "weights.safetensors")
+    """Writes everything but COMPLETE; by one rank. `job`: the resolved job as YAML."""
+    for name, tensors in {WEIGHTS: weights, OPTIMIZER: optimizer}.items():
+        with tempfile.TemporaryDirectory(prefix="hiclip-checkpoint-") as local:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, f"{local}/{name}")
+            place.upload(f"{local}/{name}", name)
     place.write_text("model.json", json.dumps(_MODEL.dump_python(model, mode="json"), indent=1) + "\n")
     place.write_text("job.yaml", job)
     place.write_text("losses.csv", to_csv(history))
@@ -159,7 +170,7 @@ def write_contents(
 
 
 def complete_checkpoint(place: Folder) -> None:
-    """Declares the checkpoint whole; by one rank, after every rank has written its files."""
+    """Declares the checkpoint whole; by one rank, after everything is written."""
     place.write_text(COMPLETE, json.dumps({"files": place.names()}, indent=1) + "\n")
 
 

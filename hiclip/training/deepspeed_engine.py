@@ -12,18 +12,28 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
 
 from hiclip.batch import Batch
+from hiclip.distributed import rank, world
 from hiclip.training.engine import Pretraining
-from hiclip.training.optimizer import OptimizerSettings, make_optimizer, set_rate
+from hiclip.training.optimizer import (
+    MOMENTS,
+    STEP,
+    OptimizerSettings,
+    blank_state,
+    make_optimizer,
+    optimizer_state,
+    set_optimizer_state,
+    set_rate,
+    trained_parameters,
+)
 
 log = logging.getLogger(__name__)
-
-_TAG = "ranks"  # DeepSpeed's name for a checkpoint inside a folder; ours is a folder already
 
 
 class DeepSpeedEngine:
@@ -31,6 +41,7 @@ class DeepSpeedEngine:
 
     def __init__(self, module: Pretraining, settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> None:
         _give_scalars_an_axis(module)
+        self._stage = zero_stage
         self._optimizer = make_optimizer(module, settings)
         with _quiet():
             deepspeed = _import_deepspeed(next(module.parameters()).device.type)
@@ -55,17 +66,81 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
         self._engine.step()
 
-    def save(self, place: Path) -> None:
+    def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        with _quiet():
-            self._engine.save_checkpoint(str(place), tag=_TAG, save_latest=False)
+        weights: dict[str, Tensor] = self.module.state_dict()
+        if self._stage < 3:
+            return weights
+        from deepspeed import zero
 
-    def load(self, place: Path, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.module.named_parameters():
+            with zero.GatheredParameters([parameter]):
+                weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def optimizer_state(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        # DeepSpeed's files carry the weights too; `weights` are the same numbers.
-        with _quiet():
-            loaded, _ = self._engine.load_checkpoint(str(place), tag=_TAG)
-        assert loaded is not None, f"no state of DeepSpeed in {place}"
+        if self._stage == 0:
+            return optimizer_state(self._optimizer, self.module)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        steps = torch.stack([state[STEP] for state in self._optimizer.state.values()])
+        assert (steps == steps[0]).all(), "every part of the optimizer has taken every step"
+        state = {}
+        for name, parameter in trained_parameters(self.module).items():
+            for key in MOMENTS:
+                state[f"{key}.{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
+            state[f"{STEP}.{name}"] = steps[0].cpu().clone()
+        return state
+
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Engine`."""
+        if self._stage == 0:
+            set_optimizer_state(self._optimizer, self.module, state)
+            return
+        step = max((tensor for name, tensor in state.items() if name.startswith(f"{STEP}.")), default=None)
+        if step is None:
+            return
+        for part in self._parts():
+            self._optimizer.state[part] = blank_state(part)
+            self._optimizer.state[part][STEP].copy_(step)
+        self._link()
+        for name, parameter in trained_parameters(self.module).items():
+            for key in MOMENTS:
+                if (whole := state.get(f"{key}.{name}")) is not None:
+                    self._set_moment(parameter, whole.to(parameter.device), key)
+
+    def _parts(self) -> list[Tensor]:
+        """The flat parts of all parameters that this rank's optimizer moves."""
+        zero = self._engine.optimizer
+        parts: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return parts
+
+    def _link(self) -> None:
+        """Lets parameters find their moments.
+
+        DeepSpeed 0.19 links them after the step of the first group alone, when the second has none yet.
+        """
+        if self._stage == 3:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        for parameters, part in zip(self._engine.optimizer.bit16_groups, self._parts(), strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, part, self._optimizer.state)
+
+    def _set_moment(self, parameter: nn.Parameter, whole: Tensor, key: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self._stage < 3:
+            safe_set_full_optimizer_state(parameter, whole.reshape(parameter.shape), key)
+            return
+        # By this rank's part: setting a whole one fails where ranks do not divide its numbers.
+        share = cast(Any, parameter).ds_tensor.numel()
+        padded = functional.pad(whole.flatten(), (0, share * world() - whole.numel()))
+        safe_set_local_optimizer_state(parameter, padded[rank() * share : (rank() + 1) * share], key)
 
 
 def _give_scalars_an_axis(module: Pretraining) -> None:

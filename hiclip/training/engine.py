@@ -1,4 +1,6 @@
-"""The seam between the loop and whoever computes gradients and moves weights: a forward, an update, save and load.
+"""The seam between the loop and whoever computes gradients and moves weights: a forward, an update, and what it knows.
+
+An engine is made around a module that has its weights already, those of a checkpoint or fresh ones.
 
 `PlainEngine` is torch alone on one device. `hiclip.training.deepspeed_engine` is the other one.
 """
@@ -6,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -16,7 +17,13 @@ from hiclip.batch import Batch
 from hiclip.model.two_towers import TwoTowers
 from hiclip.objectives.objective import Objective
 from hiclip.training.gradient_cache import encode_in_chunks
-from hiclip.training.optimizer import OptimizerSettings, make_optimizer, set_rate
+from hiclip.training.optimizer import (
+    OptimizerSettings,
+    make_optimizer,
+    optimizer_state,
+    set_optimizer_state,
+    set_rate,
+)
 
 
 class Pretraining(nn.Module):
@@ -70,12 +77,16 @@ class Engine(Protocol):
         """Backward and one step of the optimizer with the gradient averaged over ranks."""
         ...
 
-    def save(self, place: Path) -> None:
-        """Writes the optimizer's state to an empty local folder; ranks' files have different names."""
+    def weights(self) -> dict[str, Tensor]:
+        """All weights and buffers of the module by name, whole, however they are shared out. Every rank must ask."""
         ...
 
-    def load(self, place: Path, weights: Mapping[str, Tensor]) -> None:
-        """Takes weights (all of them, by name) and the state that as many ranks saved to a local folder."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """See `hiclip.training.optimizer.optimizer_state`: whole, on the CPU. Every rank must ask."""
+        ...
+
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what some engine, on any number of ranks, has answered to `optimizer_state`."""
         ...
 
 
@@ -100,12 +111,14 @@ class PlainEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def save(self, place: Path) -> None:
+    def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        torch.save(self._optimizer.state_dict(), place / "adamw.pt")
+        return self.module.state_dict()
 
-    def load(self, place: Path, weights: Mapping[str, Tensor]) -> None:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        self.module.load_state_dict(weights)
-        device = next(self.module.parameters()).device
-        self._optimizer.load_state_dict(torch.load(place / "adamw.pt", map_location=device, weights_only=True))
+        return optimizer_state(self._optimizer, self.module)
+
+    def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Engine`."""
+        set_optimizer_state(self._optimizer, self.module, state)

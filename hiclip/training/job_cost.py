@@ -75,10 +75,6 @@ def worker_memory(job: PretrainJob, zero_stage: int) -> DeviceMemory:
 
 
 def checkpoint_bytes(job: PretrainJob) -> float:
-    """Bytes of one checkpoint: the readable weights and the engine's files."""
-    # DeepSpeed keeps the weights once more whole, and where it shards the optimizer a third time, in shards.
-    copies = 0 if job.engine.name == "plain" else 1 + (job.engine.zero_stage > 0)
+    """Bytes of one checkpoint: weights, AdamW's two moments, and what the objective remembers."""
     own = own_numbers(job)
-    adam = 2 * _FP32
-    trained = (parameters(job.model) + own.trained) * (_FP32 * (1 + copies) + adam)
-    return trained + own.kept * _FP32 * (1 if copies == 0 else 2)
+    return 3 * _FP32 * (parameters(job.model) + own.trained) + own.kept * _FP32

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's two, by torch's names: means of the gradient and of its square."""
+STEP = "step"
+"""AdamW's count of the steps of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,37 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Gives every group of the optimizer the rate of the step to come."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What the optimizer moves, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:
+    """What AdamW remembers of each parameter that it has moved: `exp_avg.NAME`, `exp_avg_sq.NAME` and `step.NAME`.
+
+    By name and whole, so that it does not depend on who kept which part. Copies, on the CPU.
+    """
+    remembered = {name: optimizer.state.get(parameter) or {} for name, parameter in trained_parameters(module).items()}
+    return {
+        f"{key}.{name}": state[key].detach().cpu().clone()
+        for name, state in remembered.items()
+        for key in (*MOMENTS, STEP)
+        if key in state
+    }
+
+
+def set_optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The reverse. A parameter of which nothing is told has never been moved."""
+    for name, parameter in trained_parameters(module).items():
+        if f"{STEP}.{name}" in state:
+            fresh = optimizer.state[parameter] = blank_state(parameter)
+            for key, tensor in fresh.items():
+                tensor.copy_(state[f"{key}.{name}"].reshape(tensor.shape))
+
+
+def blank_state(parameter: Tensor) -> dict[str, Tensor]:
+    """What the fused AdamW remembers of a tensor before its first step."""
+    moments = {key: torch.zeros_like(parameter.detach(), dtype=torch.float32) for key in MOMENTS}
+    return moments | {STEP: torch.zeros((), dtype=torch.float32, device=parameter.device)}

@@ -50,7 +50,7 @@ def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, s
             f"{job.data.micro_batch:,} pairs a worker, each twice: {done_flops(job):.3g} FLOPs are done",
         )
     yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         yield f"memory, ZeRO {stage}", _memory(job, stage)
     saved = -(-job.pairs // job.checkpoints.every_pairs)
     size, keep = checkpoint_bytes(job), job.checkpoints.keep

@@ -15,8 +15,9 @@ from hiclip.training.optimizer import OptimizerSettings
 from hiclip.training.schedule import ScheduleSettings
 from pipeline.jobfile import Job, Number, Settings, job_fingerprint
 
-NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "checkpoints", "price")
-"""Keys of a job that cannot change its weights: a run may be resumed under other values of these."""
+NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "checkpoints", "price", "engine", "workers")
+"""Keys of a job that change no pair and no weight, but for the order in which the last two add numbers up: a run may be
+resumed under other values of these."""
 
 
 class DataSettings(Settings):
@@ -45,8 +46,9 @@ class DeepSpeedEngineSettings(Settings):
     """DeepSpeed: any number of workers, the optimizer's state shared out among them."""
 
     name: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Annotated[int, Field(ge=0, le=2)] = 1
-    """What is shared out instead of kept by every worker: 0 nothing, 1 optimizer state, 2 also gradients."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What is shared out instead of kept by every worker: 0 nothing, 1 optimizer state, 2 also gradients, 3 also
+    weights."""
 
 
 EngineSettings = Annotated[PlainEngineSettings | DeepSpeedEngineSettings, Field(discriminator="name")]
@@ -161,6 +163,11 @@ class PretrainJob(Job):
         micro_batch, share = self.data.micro_batch, self.data.batch // self.workers.count
         if micro_batch is None:
             return
+        if self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
+            raise ValueError(
+                f"engine.zero_stage: expected at most 2 with data.micro_batch {micro_batch}, whose second pass needs "
+                "all weights, came 3"
+            )
         if share % micro_batch:
             raise ValueError(
                 f"data.micro_batch: expected a divisor of a worker's {share} pairs (data.batch / workers.count), "

@@ -4,10 +4,8 @@ Ray as it runs in a test.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,11 +20,9 @@ from hiclip.training.checkpoint import (
     begin_checkpoint,
     checkpoint_name,
     complete_checkpoint,
-    local_files,
     prune_checkpoints,
     read_checkpoint,
     write_contents,
-    write_engine_files,
 )
 from hiclip.training.engine import Engine, PlainEngine, Pretraining
 from hiclip.training.history import StepRow
@@ -36,7 +32,7 @@ from hiclip.training.mlflow_tracker import recorded_run_id
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.schedule import rate_factor_of_step
 from pipeline.jobfile import resolved_yaml
-from pipeline.storage import Folder, folder
+from pipeline.storage import folder
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,15 @@ def run_rank(
     `batches_from(step)` gives this rank's batches, on `device`, from that step to the job's last. When this returns,
     the last checkpoint is whole.
     """
-    module = build_module(job).to(device)
-    engine = make_engine(job, module)
+    module, checkpoint = build_module(job), None if newest is None else read_checkpoint(newest)
+    if checkpoint is not None:
+        _check_dataset(checkpoint, place)
+        module.load_state_dict(checkpoint.weights())
+    engine = make_engine(job, module.to(device))
     saver = _Saver(job, place, engine)
-    if newest is not None:
-        saver.restore(read_checkpoint(newest))
+    if checkpoint is not None:
+        engine.set_optimizer_state(checkpoint.optimizer_state())
+        saver.history = checkpoint.history()
 
     def note(row: StepRow) -> None:
         saver.history.append(row)
@@ -103,6 +103,11 @@ def learning_rate(job: PretrainJob, step: int) -> float:
     return job.optimizer.learning_rate * rate_factor_of_step(job.schedule, step, job.data.batch)
 
 
+def _check_dataset(checkpoint: Checkpoint, place: RunPlace) -> None:
+    if checkpoint.state.manifest_fingerprint != place.manifest_fingerprint:
+        raise CheckpointError(f"{checkpoint.place.root}: was trained on another dataset than the job's is now")
+
+
 class _Saver:
     """Writes checkpoints together with the other ranks, and keeps what goes into them."""
 
@@ -118,34 +123,21 @@ class _Saver:
         every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
         return seen // every > (seen - batch) // every or seen == self._job.pairs
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        state, root = checkpoint.state, checkpoint.place.root
-        if state.manifest_fingerprint != self._place.manifest_fingerprint:
-            raise CheckpointError(f"{root}: was trained on another dataset than the job's is now")
-        if state.world != world():
-            raise CheckpointError(f"{root}: was written by {state.world} workers, the run has {world()}")
-        names = [name for name in checkpoint.place.names() if name.startswith("engine/")]
-        with local_files(checkpoint.place, names) as here:
-            self._engine.load(here / "engine", checkpoint.weights())
-        self.history = checkpoint.history()
-
     def save(self, seen: int) -> None:
-        target = folder(self._place.run_folder).child(checkpoint_name(seen))
+        # All ranks hand in their parts; one writes.
+        weights, optimizer = self._engine.weights(), self._engine.optimizer_state()
         if rank() == 0:
+            target = folder(self._place.run_folder).child(checkpoint_name(seen))
             begin_checkpoint(target)
-        _wait_for_all()
-        with tempfile.TemporaryDirectory(prefix="hiclip-engine-") as local:
-            self._engine.save(Path(local))
-            write_engine_files(target, local)
-        if rank() == 0:
-            self._write_contents(target)
-        _wait_for_all()
-        if rank() == 0:
+            write_contents(
+                target, weights, optimizer, self._job.model, resolved_yaml(self._job), self._state(), self.history
+            )
             complete_checkpoint(target)
             prune_checkpoints(self._place.run_folder, self._job.checkpoints.keep)
+        _wait_for_all()
 
-    def _write_contents(self, target: Folder) -> None:
-        state = TrainState(
+    def _state(self) -> TrainState:
+        return TrainState(
             step=self.seen // self._job.data.batch,
             seen=self.seen,
             world=world(),
@@ -157,8 +149,6 @@ class _Saver:
             mlflow_run_id=recorded_run_id(self._place.run_folder),
             commit=self._place.commit,
         )
-        weights = self._engine.module.state_dict()
-        write_contents(target, weights, self._job.model, resolved_yaml(self._job), state, self.history)
 
 
 def _wait_for_all() -> None:

@@ -22,12 +22,12 @@ from hiclip.training.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     write_contents,
-    write_engine_files,
 )
 from hiclip.training.history import StepRow
 from pipeline.storage import Folder, StorageError
 
 MODEL = ModelSettings(width=64, depth=1, image_px=16, context=8, embedding=64, hierarchy_layers=(0,))
+MOMENTS = {"step.x": torch.tensor(7.0)}
 HISTORY = [StepRow(8, 1 / 3, 1e-3, 14.3, 0.5, 0.25, {"contrastive": 1 / 3})]
 
 
@@ -40,12 +40,8 @@ def state(seen: int) -> TrainState:
 def write(run: Path, seen: int, towers: TwoTowers, whole: bool = True) -> Folder:
     place = Folder(str(run)).child(checkpoint_name(seen))
     begin_checkpoint(place)
-    engine = run / "engine-of-a-rank"
-    engine.mkdir(exist_ok=True)
-    (engine / "rank0.pt").write_bytes(b"moments")
-    write_engine_files(place, str(engine))
     weights = {f"towers.{name}": tensor for name, tensor in towers.state_dict().items()}
-    write_contents(place, weights, MODEL, "name: x\n", state(seen), HISTORY)
+    write_contents(place, weights, MOMENTS, MODEL, "name: x\n", state(seen), HISTORY)
     if whole:
         complete_checkpoint(place)
     return place
@@ -67,7 +63,7 @@ def test_everything_comes_back(tmp_path: Path, towers: TwoTowers) -> None:
     assert all(torch.equal(own[name], tensor) for name, tensor in loaded.state_dict().items())
     checkpoint = read_checkpoint(place.root)
     assert checkpoint.history() == HISTORY
-    assert place.read_bytes("engine/rank0.pt") == b"moments"
+    assert torch.equal(checkpoint.optimizer_state()["step.x"], MOMENTS["step.x"])
 
 
 def test_the_newest_whole_one_counts(tmp_path: Path, towers: TwoTowers) -> None:

@@ -197,6 +197,17 @@ def test_the_folder_of_another_job_is_refused(
     assert "holds a run of another job: there optimizer.learning_rate is 0.001, here 0.002" in line
 
 
+def test_a_run_may_go_on_with_other_workers_under_another_engine(dataset: Path, tmp_path: Path) -> None:
+    from hiclip.training.run_folder import claim
+
+    out = str(tmp_path / "run")
+    one = small_job(out, str(dataset))
+    two = small_job(out, str(dataset), workers={"count": 2}, engine={"name": "deepspeed", "zero_stage": 3})
+    claim(one)
+    claim(two)
+    assert one.fingerprint == two.fingerprint
+
+
 def test_a_run_from_before_a_key_existed_is_the_same_run(dataset: Path, tmp_path: Path) -> None:
     from hiclip.training.run_folder import claim
 

@@ -43,7 +43,11 @@ PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
         ({"model": {"widht": 64}}, "model.widht: no such key; did you mean 'width'?"),
         ({"schedule": {"pairs": 4, "warmup_pairs": 0}}, "schedule.pairs: expected at least one batch (8), came 4"),
         ({"schedule": {"warmup_pairs": 65}}, "warmup_pairs: expected warm-up and cool-down within the 64 pairs"),
-        ({"engine": {"name": "deepspeed", "zero_stage": 3}}, "zero_stage"),
+        ({"engine": {"name": "deepspeed", "zero_stage": 4}}, "engine.zero_stage: expected at most 3, came 4"),
+        (
+            {"engine": {"name": "deepspeed", "zero_stage": 3}, "data": {"micro_batch": 2}},
+            "engine.zero_stage: expected at most 2 with data.micro_batch 2",
+        ),
         ({"checkpoints": {"every_pairs": 0}}, "checkpoints.every_pairs"),
         ({"optimizer": {"lr": 1}}, "optimizer.lr: no such key"),
     ],
