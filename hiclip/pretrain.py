@@ -5,6 +5,8 @@ The same command again resumes the run from its newest checkpoint; a finished ru
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,10 @@ from pipeline.command import console, run_command
 from pipeline.jobfile import resolved, resolved_yaml
 from pipeline.manifest import MANIFEST, check_shards, read_manifest
 from pipeline.storage import absolute, folder
+
+_VERIFIED = "verify-resume.json"
+_DIFFERENCES = 20
+"""Printed; the file has all."""
 
 
 def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = False) -> PretrainResult:
@@ -156,5 +162,39 @@ def run(job: PretrainJob) -> str:
     return folder(result.run_folder).join(RESULT)
 
 
+def verify(job: PretrainJob) -> str:
+    """Train a few steps, and half of them again from a checkpoint: are they the same bit for bit? Then stop.
+
+    Exit code 1 if not, after saying what differs; the two runs then stay below `verify-resume` in `out`.
+    """
+    from hiclip.training.ray_workers import WorkerTask, run_workers
+    from hiclip.training.verify_resume import verify_resume
+    from pipeline.ray_session import ray_session
+
+    stream = stream_plan(job)
+    place = RunPlace(absolute(job.out), stream.fingerprint, source_commit())
+
+    def train(job: PretrainJob, place: RunPlace) -> None:
+        assert place.steps is not None
+        with TrainingProgress(console, place.steps * job.data.batch, job.data.batch) as progress:
+            run_workers(WorkerTask(job, place, stream), progress.show)
+
+    with ray_session(job.ray):
+        steps, differences = verify_resume(job, place, train)
+    for difference in differences[:_DIFFERENCES]:
+        console.print(f"verify-resume: {difference}", markup=False)
+    if len(differences) > _DIFFERENCES:
+        console.print(f"verify-resume: and {len(differences) - _DIFFERENCES:,} more")
+    if not differences:
+        console.print(
+            f"verify-resume: {steps} steps after a checkpoint are those of the run without a stop, bit for bit"
+        )
+    result = folder(job.out).make().join(_VERIFIED)
+    folder(job.out).write_text(_VERIFIED, json.dumps({"steps": steps, "differences": differences}, indent=1) + "\n")
+    if differences:
+        sys.exit(1)
+    return result
+
+
 if __name__ == "__main__":
-    run_command(PretrainJob, plan, run)
+    run_command(PretrainJob, plan, run, instead={"verify-resume": verify})

@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from rich.console import Console, RenderableType
 
-from pipeline.job_keys import job_keys
+from pipeline.job_keys import first_sentence, job_keys
 from pipeline.jobfile import InputError, Job, read_job
 
 J = TypeVar("J", bound=Job)
@@ -38,11 +38,14 @@ def run_command(
     plan: Callable[[J], RenderableType],
     run: Callable[[J], str],
     argv: Sequence[str] | None = None,
+    instead: Mapping[str, Callable[[J], str]] | None = None,
 ) -> NoReturn:
     """Runs one command of the job type `kind` and ends the process.
 
-    `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. Both may raise InputError,
-    which becomes one line on standard error and exit code 2; anything else is a fault of ours: traceback, exit code 1.
+    `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. `instead`: what else the
+    command does with a job, by the option that asks for it; the docstring's first sentence is the option's help. All
+    may raise InputError, which becomes one line on standard error and exit code 2; anything else is a fault of ours:
+    traceback, exit code 1.
     """
     main = sys.modules["__main__"].__spec__  # None where a file is run by its path
     parser = argparse.ArgumentParser(prog=main.name if main else None, description=sys.modules[kind.__module__].__doc__)
@@ -50,6 +53,11 @@ def run_command(
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes one key of the job")
     parser.add_argument("--keys", nargs="?", const="", metavar="PATH", action=_keys_action(kind), help=_KEYS_HELP)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its bill, then stop")
+    for name, other in (instead or {}).items():
+        parser.add_argument(
+            f"--{name}", dest="run", action="store_const", const=other, help=first_sentence(other.__doc__)
+        )
+    parser.set_defaults(run=run)
     # intermixed: `JOB.yaml --dry-run model.width=128` and any other order mean the same
     given = parser.parse_intermixed_args(argv)
     for name, value in _QUIET.items():
@@ -59,7 +67,7 @@ def run_command(
         if given.dry_run:
             console.print(plan(job))
         else:
-            result = run(job)
+            result = given.run(job)
             sys.stdout.flush()
             print(f"result: {result}", flush=True)
     except InputError as error:

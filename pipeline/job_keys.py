@@ -37,11 +37,11 @@ def job_keys(kind: type, path: str = "") -> Iterator[Key]:
         key = f"{path}.{name}" if path else name
         kinds, words = list(structures(annotation)), _words(annotation)
         if name == "name" and len(words) == 1:
-            yield Key(key, words[0], _first_sentence(kind.__doc__))
+            yield Key(key, words[0], first_sentence(kind.__doc__))
             continue
         default = _default(kind, name)
         is_section = bool(kinds) and default is not None and not isinstance(default, list | tuple)
-        meaning = meanings.get(name) or (_first_sentence(kinds[0].__doc__) if len(kinds) == 1 else "")
+        meaning = meanings.get(name) or (first_sentence(kinds[0].__doc__) if len(kinds) == 1 else "")
         choices = f"One of {', '.join(words)}." if words else ""
         shown = "" if default is MISSING or is_section else json.dumps(to_jsonable_python(default), ensure_ascii=False)
         yield Key(key, shown, " ".join(filter(None, (meaning, choices))))
@@ -108,5 +108,6 @@ def _meanings(kind: type) -> dict[str, str]:
     return found
 
 
-def _first_sentence(text: str | None) -> str:
+def first_sentence(text: str | None) -> str:
+    """Of a docstring."""
     return " ".join((text or "").split()).split(". ")[0].rstrip(".") + "." if text else ""

@@ -43,6 +43,8 @@ class RunPlace:
     """Absolute path or s3://."""
     manifest_fingerprint: str
     commit: str | None
+    steps: int | None = None
+    """Steps after which the run ends, as if it were stopped there; None: those of the job."""
 
 
 def run_rank(
@@ -53,9 +55,9 @@ def run_rank(
     on_step: Callable[[StepRow], None],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Trains from the checkpoint `newest` (None: from the start; the same on all ranks) to the end of the job.
+    """Trains from the checkpoint `newest` (None: from the start; the same on all ranks) to the end of the run.
 
-    `batches_from(step)` gives this rank's batches, on `device`, from that step to the job's last. When this returns,
+    `batches_from(step)` gives this rank's batches, on `device`, from that step to the run's last. When this returns,
     the last checkpoint is whole.
     """
     module, checkpoint = build_module(job), None if newest is None else read_checkpoint(newest)
@@ -77,8 +79,8 @@ def run_rank(
     first_step = saver.seen // job.data.batch
     plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step))
     train(engine, batches_from(first_step), plan, note)
-    if saver.seen != job.pairs:
-        raise RuntimeError(f"the data ended after {saver.seen} of {job.pairs} pairs")
+    if saver.seen != saver.pairs:
+        raise RuntimeError(f"the data ended after {saver.seen} of {saver.pairs} pairs")
 
 
 def build_module(job: PretrainJob) -> Pretraining:
@@ -114,6 +116,7 @@ class _Saver:
     def __init__(self, job: PretrainJob, place: RunPlace, engine: Engine) -> None:
         self.history: list[StepRow] = []
         self._job, self._place, self._engine = job, place, engine
+        self.pairs = (place.steps or job.steps) * job.data.batch
 
     @property
     def seen(self) -> int:
@@ -121,7 +124,7 @@ class _Saver:
 
     def is_due(self, seen: int) -> bool:
         every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
-        return seen // every > (seen - batch) // every or seen == self._job.pairs
+        return seen // every > (seen - batch) // every or seen == self.pairs
 
     def save(self, seen: int) -> None:
         # All ranks hand in their parts; one writes.

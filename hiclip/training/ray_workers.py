@@ -137,8 +137,10 @@ def _train_worker(config: dict[str, object]) -> None:
         if rank == 0:
             mailbox.post.remote(row)  # type: ignore[attr-defined]  # not waited for
 
+    last_step = task.place.steps or task.job.steps
+
     def batches(first_step: int) -> Iterator[Batch]:
-        steps = rank_stream(task.plan, task.job.loader, first_step, task.job.steps, rank, world)
+        steps = rank_stream(task.plan, task.job.loader, first_step, last_step, rank, world)
         return (step.to_batch(get_device()) for step in steps)
 
     run_rank(task.job, task.place, newest, batches, post, get_device())

@@ -26,6 +26,6 @@ def run_here(job: PretrainJob, place: RunPlace, plan: StreamPlan, on_step: Calla
     device = "cuda" if job.workers.gpus else "cpu"
 
     def batches(first_step: int) -> Iterator[Batch]:
-        return (step.to_batch(device) for step in local_stream(plan, first_step, job.steps))
+        return (step.to_batch(device) for step in local_stream(plan, first_step, place.steps or job.steps))
 
     run_rank(job, place, newest_checkpoint(place.run_folder), batches, on_step, device)
