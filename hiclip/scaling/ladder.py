@@ -109,12 +109,24 @@ def bill(job: ScaleJob, ladder: Ladder) -> Table:
 
 
 def _rung(job: ScaleJob, changes: Changes, where: str) -> Rung:
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (job.base.overrides | changes).items()]
     try:
-        rung_job = read_job(job.base.job, overrides, PretrainJob)
+        return Rung(_name(changes), changes, _variant(job, changes))
     except JobError as error:
-        raise JobError(f"{where}: {error}") from None
-    return Rung(_name(changes), changes, rung_job)
+        raise JobError(f"{'base.job' if str(error) == _mistake_of_base(job) else where}: {error}") from None
+
+
+def _variant(job: ScaleJob, changes: Changes) -> PretrainJob:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (job.base.overrides | changes).items()]
+    return read_job(job.base.job, overrides, PretrainJob)
+
+
+def _mistake_of_base(job: ScaleJob) -> str | None:
+    """What is wrong with the base before any rung changes it, None if nothing is."""
+    try:
+        _variant(job, {})
+    except JobError as error:
+        return str(error)
+    return None
 
 
 def _name(changes: Changes) -> str:

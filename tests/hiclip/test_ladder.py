@@ -101,6 +101,7 @@ def test_a_trial_holds_what_trains_in_it(tmp_path: Path) -> None:
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"base": {"job": "none.yaml"}}, "base.job: none.yaml: expected a job file, found no such file"),
     ({"ladder": {}}, "ladder: expected either axes or rungs, came neither"),
     ({"ladder": AXES | {"rungs": [{}]}}, "ladder: expected either axes or rungs, came both"),
     ({"ladder": {"axes": {"model.width": []}}}, "ladder.axes.model.width"),
