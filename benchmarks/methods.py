@@ -27,6 +27,7 @@ from benchmarks.measurement import RESULTS, report
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.pretrain import stream_plan
+from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import claim, finish
@@ -94,9 +95,7 @@ def run_one(name: str, seed: int, pairs: int, dataset: str) -> None:
     """Trains and measures one run in this process, and keeps its line."""
     out = tempfile.mkdtemp(prefix="hiclip-methods-")
     try:
-        changes = (*ONE_WORKER, *{**METHODS, **SWITCHES}[name])
-        own = (f"seed={seed}", f"out={out}", f"schedule.pairs={pairs}", f"data.dataset={dataset}")
-        job = read_job(JOB, [*changes, *own], PretrainJob)
+        job = _job(name, [f"seed={seed}", f"out={out}", f"schedule.pairs={pairs}", f"data.dataset={dataset}"])
         plan = stream_plan(job)
         claim(job)
         began = time.process_time()
@@ -106,9 +105,17 @@ def run_one(name: str, seed: int, pairs: int, dataset: str) -> None:
         found = evaluate_checkpoint(out, [OpenmojiSettings(name="openmoji", root="jobs/walk/crawl")], metrics=METRICS)
         numbers = {one.metric: round(one.value, 6) for one in found}
         seen = {"pairs": result.seen, "dataset": plan.fingerprint, "cpu_s": round(seconds), "loss": result.loss}
-        report("methods", {"method": name, "seed": seed, "changes": changes, **seen, **numbers}, keep=True)
+        report("methods", {"method": name, "seed": seed, "changes": _changes(name), **seen, **numbers}, keep=True)
     finally:
         shutil.rmtree(out)
+
+
+def _job(name: str, more: Sequence[str]) -> PretrainJob:
+    return read_job(JOB, [*_changes(name), *more], PretrainJob)
+
+
+def _changes(name: str) -> tuple[str, ...]:
+    return (*ONE_WORKER, *{**METHODS, **SWITCHES}[name])
 
 
 def kept(pairs: int) -> list[dict[str, Any]]:
@@ -119,20 +126,29 @@ def kept(pairs: int) -> list[dict[str, Any]]:
 
 
 def tables(pairs: int) -> Iterator[str]:
-    """Markdown: the methods, then HiCLIP with one switch changed; shares in percent, mean ± deviation over seeds."""
+    """Markdown: the methods, then HiCLIP with one switch changed; shares in percent, mean ± deviation over seeds.
+
+    FLOPs: of the training, by formula. CPU: processor time over plain CLIP's.
+    """
     rows = kept(pairs)
-    for what, names in (("method", METHODS), ("HiCLIP with", SWITCHES)):
-        yield f"| {what} | seeds | top-1 | top-5 | image → text R@10 | text → image R@10 | typical rank | CPU |"
-        yield "|---|---|---|---|---|---|---|---|"
-        plain = [row["cpu_s"] for row in rows if row["method"] == "CLIP"]
-        for name in names:
-            runs = [row for row in rows if row["method"] == name]
+    plain = [row["cpu_s"] for row in rows if row["method"] == "CLIP"]
+    switched = {row["seed"] for row in rows if row["method"] in SWITCHES}
+    unchanged = [row for row in rows if row["method"] == "HiCLIP" and row["seed"] in switched]
+    methods = {name: [row for row in rows if row["method"] == name] for name in METHODS}
+    switches = {name: [row for row in rows if row["method"] == name] for name in SWITCHES}
+    for what, table in (("method", methods), ("HiCLIP with", {"nothing changed": unchanged, **switches})):
+        yield f"| {what} | seeds | top-1 | top-5 | image → text R@10 | text → image R@10 | typical rank | FLOPs | CPU |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for name, runs in table.items():
             if runs:
+                factors = [1 if metric == "typical_rank" else 100 for metric in METRICS]
                 cells = [
-                    _cell([row[metric] for row in runs], 1 if metric == "typical_rank" else 100) for metric in METRICS
+                    _cell([row[metric] for row in runs], factor)
+                    for metric, factor in zip(METRICS, factors, strict=True)
                 ]
+                flops = training_flops(_job(runs[0]["method"], [f"schedule.pairs={pairs}"]), pairs)
                 cost = f"{statistics.mean(row['cpu_s'] for row in runs) / statistics.mean(plain):.2f}" if plain else "?"
-                yield f"| {name} | {len(runs)} | {' | '.join(cells)} | {cost} |"
+                yield f"| {name} | {len(runs)} | {' | '.join(cells)} | {flops:.2g} | {cost} |"
         yield ""
 
 
