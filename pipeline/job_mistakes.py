@@ -19,8 +19,8 @@ _NEAR = 0.5
 _LONGEST = 60
 """Letters of what came that are repeated."""
 _MISSPELT = ("extra_forbidden", "unexpected_keyword_argument")
-_OWN_KEYS = re.compile(r"[a-z_0-9.]+(, [a-z_0-9.]+)*: expected ")
-"""How a check of several keys begins."""
+_OWN_KEYS = re.compile(r"[a-z_0-9.]+(, [a-z_0-9.]+)*: ")
+"""How a check begins that names the keys it is about."""
 
 _EXPECTED = {
     "bool_parsing": "true or false",
@@ -81,7 +81,7 @@ def _line(detail: ErrorDetails, kind: type[BaseModel], path: str) -> str:
     if what in _EXPECTED:
         return f"{path}: expected {_EXPECTED[what].format(**context)}, {_came(came)}"
     text = " ".join(detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
-    if _OWN_KEYS.match(text):
+    if (named := _OWN_KEYS.match(text)) and (not path or text[named.end() :].startswith("expected ")):
         return _under(path, text)
     return f"{path or 'the job'}: {text}" + ("" if isinstance(came, dict | list) else f", {_came(came)}")
 

@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field
 from pipeline.filters.caption_length import CaptionLength
 from pipeline.filters.caption_letters import CaptionLetters
 from pipeline.filters.caption_repetition import CaptionRepetition
+from pipeline.filters.columns_present import ColumnsPresent
 from pipeline.filters.image_shape import ImageShape
 from pipeline.filters.image_size import ImageSize
 from pipeline.filters.language import LanguageFilter
 from pipeline.steps import step_reader
 
-_Known = CaptionLength | CaptionLetters | CaptionRepetition | LanguageFilter | ImageSize | ImageShape
+_Known = CaptionLength | CaptionLetters | CaptionRepetition | ColumnsPresent | LanguageFilter | ImageSize | ImageShape
 FILTERS = get_args(_Known)
 
 AnyFilter = Annotated[

@@ -13,6 +13,7 @@ from pipeline.filters import (
     CaptionLength,
     CaptionLetters,
     CaptionRepetition,
+    ColumnsPresent,
     Filter,
     ImageShape,
     ImageSize,
@@ -48,6 +49,19 @@ def test_caption_length() -> None:
     assert reasons(one, table) == [
         "too_few_words", "too_few_characters", None, "too_many_words", "too_many_characters", "too_few_words",
         "too_few_words",
+    ]  # fmt: skip
+
+
+def test_columns_present() -> None:
+    table = pa.table({
+        "object_tags": pa.array(["cat, mat", None, "", "cat", "cat", "cat"]),
+        "regions": pa.array([b"12", b"12", b"12", None, b"", b"12"]),
+        "clip_score": pa.array([0.1, 0.2, 0.3, 0.4, 0.5, None]),
+    })  # fmt: skip
+    one = ColumnsPresent(columns=("object_tags", "regions", "clip_score"))
+    assert one.needs == ("object_tags", "regions", "clip_score")
+    assert reasons(one, table) == [
+        None, "no_object_tags", "no_object_tags", "no_regions", "no_regions", "no_clip_score",
     ]  # fmt: skip
 
 
@@ -137,4 +151,5 @@ def test_an_empty_table_is_no_special_case(kind: type[Filter]) -> None:
     empty = annotation.annotate(captions())
     for name in ("original_width", "original_height"):
         empty = empty.append_column(name, pa.array([], pa.int32()))
-    assert reasons(kind(), empty) == []
+    needed = {"columns": ("language_score",)} if kind is ColumnsPresent else {}
+    assert reasons(kind(**needed), empty) == []
