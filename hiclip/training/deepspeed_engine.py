@@ -75,23 +75,25 @@ class DeepSpeedEngine:
 
         for name, parameter in self.module.named_parameters():
             with zero.GatheredParameters([parameter]):
-                weights[name] = parameter.detach().cpu().clone()
+                if rank() == 0:
+                    weights[name] = parameter.detach().cpu().clone()
         return weights
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """See `Engine`."""
         if self._stage == 0:
-            return optimizer_state(self._optimizer, self.module)
+            return optimizer_state(self._optimizer, self.module) if rank() == 0 else {}
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link()
         steps = torch.stack([state[STEP] for state in self._optimizer.state.values()])
         assert (steps == steps[0]).all(), "every part of the optimizer has taken every step"
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, parameter in trained_parameters(self.module).items():
-            for key in MOMENTS:
-                state[f"{key}.{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
-            state[f"{STEP}.{name}"] = steps[0].cpu().clone()
+            moments = {f"{key}.{name}": safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            if rank() == 0:
+                state |= {key: moment.cpu() for key, moment in moments.items()}
+                state[f"{STEP}.{name}"] = steps[0].cpu().clone()
         return state
 
     def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:

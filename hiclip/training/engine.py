@@ -78,11 +78,14 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights and buffers of the module by name, whole, however they are shared out. Every rank must ask."""
+        """All weights and buffers of the module by name, whole, however they are shared out: on rank 0.
+
+        Every rank must ask; the others may get anything.
+        """
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """See `hiclip.training.optimizer.optimizer_state`: whole, on the CPU. Every rank must ask."""
+        """See `hiclip.training.optimizer.optimizer_state`: whole, on the CPU of rank 0. Every rank must ask."""
         ...
 
     def set_optimizer_state(self, state: Mapping[str, Tensor]) -> None:

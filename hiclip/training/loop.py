@@ -27,14 +27,17 @@ class Plan:
     seed: int
     learning_rate: Callable[[int], float]
     """Step -> rate."""
+    wish: Callable[[], bool] = lambda: False
+    """Whether this rank wants the run to be saved after the step that is being done."""
 
 
 class DivergedError(ArithmeticError):
     """The loss is no longer a number."""
 
 
-def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callable[[StepRow], None]) -> None:
-    """One step for each batch (this rank's part of the global one); `on_step` hears of every step when it is done.
+def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callable[[StepRow, bool], None]) -> None:
+    """One step for each batch (this rank's part of the global one); `on_step` hears of every step when it is done, and
+    whether some rank wished for a checkpoint: the same on all ranks.
 
     All ranks must be given equally many batches. DivergedError, before it reaches the weights, if a loss is not finite.
     """
@@ -46,7 +49,7 @@ def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callabl
         torch.manual_seed(_seed(plan.seed, step))
         losses = engine.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
-        means = _means(losses)
+        means, wished = _means(losses, plan.wish())
         step += 1
         if not all(map(math.isfinite, means.values())):
             raise DivergedError(f"after {step * plan.batch} pairs the loss is {means}; first pair {batch.pair_ids[0]}")
@@ -54,14 +57,16 @@ def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callabl
         with torch.no_grad():
             logit_scale = float(engine.module.towers.logit_scale())
         seconds = time.perf_counter() - began
-        on_step(StepRow(step * plan.batch, sum(means.values()), rate, logit_scale, seconds, wait_s, means))
+        on_step(StepRow(step * plan.batch, sum(means.values()), rate, logit_scale, seconds, wait_s, means), wished)
         began = time.perf_counter()  # what `on_step` took, a checkpoint perhaps, is no part of a step
 
 
-def _means(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Losses of this rank's pairs -> losses of the global batch, the same on every rank."""
-    together = mean_over_ranks(torch.stack([loss.detach().float() for loss in losses.values()]))
-    return dict(zip(losses, together.tolist(), strict=True))
+def _means(losses: dict[str, Tensor], wish: bool) -> tuple[dict[str, float], bool]:
+    """Losses of this rank's pairs -> losses of the global batch, and whether any rank has a wish: both the same on
+    every rank, by one message."""
+    own = [loss.detach().float() for loss in losses.values()]
+    *means, wishes = mean_over_ranks(torch.stack([*own, own[0].new_tensor(float(wish))])).tolist()
+    return dict(zip(losses, means, strict=True)), wishes > 0
 
 
 def _seed(seed: int, step: int) -> int:

@@ -72,6 +72,8 @@ class CheckpointSettings(Settings):
 
     every_pairs: Annotated[int, Field(ge=1)]
     """Pairs seen between two checkpoints, rounded up to whole steps."""
+    every_minutes: Annotated[Number, Field(gt=0)] | None = None
+    """Minutes after which a checkpoint is written in any case; null: pairs alone count."""
     keep: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints stay."""
 

@@ -4,6 +4,7 @@ Ray as it runs in a test.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -70,14 +71,14 @@ def run_rank(
         engine.set_optimizer_state(checkpoint.optimizer_state())
         saver.history = checkpoint.history()
 
-    def note(row: StepRow) -> None:
+    def note(row: StepRow, wished: bool) -> None:
         saver.history.append(row)
         on_step(row)
-        if saver.is_due(row.seen):
+        if wished or saver.is_due(row.seen):
             saver.save(row.seen)
 
     first_step = saver.seen // job.data.batch
-    plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step))
+    plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step), saver.is_late)
     train(engine, batches_from(first_step), plan, note)
     if saver.seen != saver.pairs:
         raise RuntimeError(f"the data ended after {saver.seen} of {saver.pairs} pairs")
@@ -117,6 +118,7 @@ class _Saver:
         self.history: list[StepRow] = []
         self._job, self._place, self._engine = job, place, engine
         self.pairs = (place.steps or job.steps) * job.data.batch
+        self._saved_at = time.monotonic()
 
     @property
     def seen(self) -> int:
@@ -125,6 +127,11 @@ class _Saver:
     def is_due(self, seen: int) -> bool:
         every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
         return seen // every > (seen - batch) // every or seen == self.pairs
+
+    def is_late(self) -> bool:
+        """Whether the last checkpoint, or the start, is too long ago. Clocks differ: the first rank to say so counts."""
+        minutes = self._job.checkpoints.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(self, seen: int) -> None:
         # All ranks hand in their parts; one writes.
@@ -138,6 +145,7 @@ class _Saver:
             complete_checkpoint(target)
             prune_checkpoints(self._place.run_folder, self._job.checkpoints.keep)
         _wait_for_all()
+        self._saved_at = time.monotonic()
 
     def _state(self) -> TrainState:
         return TrainState(

@@ -4,6 +4,7 @@ exactly.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 from loopback_s3 import bucket
 from small_run import random_batches, small_job
+from two_ranks import run_on_ranks
 
 from hiclip.batch import Batch
+from hiclip.distributed import rank
 from hiclip.training.checkpoint import CheckpointError, load_towers, newest_checkpoint
 from hiclip.training.engine import PlainEngine
 from hiclip.training.history import StepRow, from_csv, to_csv
@@ -43,7 +46,7 @@ def test_the_same_few_pairs_are_learnt() -> None:
     batch = next(random_batches(job, 0))
     rows: list[StepRow] = []
     engine = PlainEngine(build_module(job), job.optimizer)
-    train(engine, [batch] * 30, Plan(0, 8, 0, lambda _: 1e-3), rows.append)
+    train(engine, [batch] * 30, Plan(0, 8, 0, lambda _: 1e-3), lambda row, _: rows.append(row))
     assert rows[0].loss > 1.5
     assert rows[-1].loss < 0.2
 
@@ -58,7 +61,7 @@ def test_every_step_is_told() -> None:
 
     rows: list[StepRow] = []
     engine = PlainEngine(build_module(job), job.optimizer)
-    train(engine, slow(), Plan(2, 8, 0, lambda step: step / 100), rows.append)
+    train(engine, slow(), Plan(2, 8, 0, lambda step: step / 100), lambda row, _: rows.append(row))
     assert [row.seen for row in rows] == [24, 32, 40, 48, 56, 64]
     assert [row.learning_rate for row in rows] == [0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
     assert all(0.05 <= row.wait_s < row.seconds for row in rows)
@@ -74,7 +77,7 @@ def test_a_broken_loss_never_reaches_the_weights() -> None:
     batch = next(random_batches(job, 0))
     batch.images["crop"][3] = float("nan")
     with pytest.raises(DivergedError, match=r"after 8 pairs the loss is .*nan.*pair-0-0"):
-        train(PlainEngine(module, job.optimizer), [batch], Plan(0, 8, 0, lambda _: 1e-3), lambda row: None)
+        train(PlainEngine(module, job.optimizer), [batch], Plan(0, 8, 0, lambda _: 1e-3), lambda row, _: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
@@ -115,6 +118,24 @@ def test_checkpoints_come_on_time_and_at_the_end(tmp_path: Path) -> None:
     state = load_towers(str(tmp_path))[1]
     assert (state.step, state.seen, state.world) == (8, 64, 1)
     assert 0 < state.wait_s < state.seconds
+
+
+def test_checkpoints_come_after_some_time_in_any_case(tmp_path: Path) -> None:
+    run(small_job(str(tmp_path), checkpoints={"every_pairs": 64, "every_minutes": 1e-9, "keep": 9}))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 8
+
+
+def wishes_of_two_ranks() -> list[bool]:
+    job, heard = small_job("nowhere"), list[bool]()
+    wishes = iter([False, rank() == 0, False, rank() == 1])
+    batches = [batch.part(4 * rank(), 4 * rank() + 4) for batch in itertools.islice(random_batches(job, 0), 4)]
+    plan = Plan(0, 8, 0, lambda _: 1e-3, lambda: next(wishes))
+    train(PlainEngine(build_module(job), job.optimizer), batches, plan, lambda _, wished: heard.append(wished))
+    return heard
+
+
+def test_a_wish_of_one_rank_is_all_ranks_wish() -> None:
+    assert run_on_ranks(2, wishes_of_two_ranks) == [[False, True, False, True]] * 2
 
 
 def test_a_checkpoint_of_another_dataset_is_refused(tmp_path: Path) -> None:
