@@ -171,7 +171,8 @@ def verify(job: PretrainJob) -> str:
     from hiclip.training.verify_resume import verify_resume
     from pipeline.ray_session import ray_session
 
-    stream = stream_plan(job)
+    manifest, stream = read_manifest(job.data.dataset), stream_plan(job)
+    check_shards(job.data.dataset, manifest)
     place = RunPlace(absolute(job.out), stream.fingerprint, source_commit())
 
     def train(job: PretrainJob, place: RunPlace) -> None:

@@ -53,12 +53,26 @@ _EXPECTED = {
 
 def mistake(error: ValidationError, kind: type[BaseModel], content: Mapping[str, Any]) -> str:
     """One line about the first mistake, and how many more there are, in `content` that was to become a `kind`."""
-    details = error.errors(include_url=False)
+    found: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        found.setdefault(_written(detail["loc"], content), []).append(detail)
     # A misspelt key also makes a required key missing; the misspelt one is the mistake to name.
-    detail = next((one for one in details if one["type"] in _MISSPELT), details[0])
-    count = len(details) - 1
+    path = next((path for path, details in found.items() if details[0]["type"] in _MISSPELT), next(iter(found)))
+    count = len(found) - 1
     more = f" (and {count} more mistake{'s' if count > 1 else ''})" if count else ""
-    return _line(detail, kind, _written(detail["loc"], content)) + more
+    # Where a value may be of several kinds there is an error of each.
+    expected = list(dict.fromkeys(filter(None, map(_expected, found[path]))))
+    if len(expected) > 1:
+        return f"{path}: expected {' or '.join(expected)}, {_came(_at(path, content))}{more}"
+    return _line(found[path][0], kind, path) + more
+
+
+def _expected(detail: ErrorDetails) -> str | None:
+    """What an error asks for, None if it is of no kind that is in the list."""
+    context, what = detail.get("ctx", {}), detail["type"]
+    if what == "literal_error":
+        return _one_of(_quoted(context["expected"]))
+    return _EXPECTED[what].format(**context) if what in _EXPECTED else None
 
 
 def _line(detail: ErrorDetails, kind: type[BaseModel], path: str) -> str:
@@ -75,11 +89,9 @@ def _line(detail: ErrorDetails, kind: type[BaseModel], path: str) -> str:
         key = context["discriminator"].strip("'")
         return _under(path, f"{key}: expected {_one_of(tags)}, came '{tag}'{_hint(tag, tags)}")
     came = detail["input"]
-    if what == "literal_error":
-        words = _quoted(context["expected"])
-        return f"{path}: expected {_one_of(words)}, {_came(came)}{_hint(str(came), words)}"
-    if what in _EXPECTED:
-        return f"{path}: expected {_EXPECTED[what].format(**context)}, {_came(came)}"
+    if (expected := _expected(detail)) is not None:
+        hint = _hint(str(came), _quoted(context["expected"])) if what == "literal_error" else ""
+        return f"{path}: expected {expected}, {_came(came)}{hint}"
     text = " ".join(detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
     if (named := _OWN_KEYS.match(text)) and (not path or text[named.end() :].startswith("expected ")):
         return _under(path, text)
@@ -125,12 +137,25 @@ def _written(location: Sequence[int | str], content: object) -> str:
     path: list[str] = []
     here: object = content
     for part in location:
-        keyed = here if isinstance(here, Mapping) else dict(enumerate(here)) if isinstance(here, list | tuple) else {}
-        if part not in keyed and keyed.get("name") == part:
-            continue
-        here = keyed.get(part)
+        keyed = _keyed(here)
+        if part not in keyed and (keyed.get("name") == part or not isinstance(here, Mapping)):
+            continue  # the tag of a section, or the kind that a value or a list was tried as
+        here = keyed.get(part, {})
         path.append(str(part))
     return ".".join(path)
+
+
+def _at(path: str, content: object) -> object:
+    """What stands at a written path."""
+    here = content
+    for part in path.split("."):
+        here = _keyed(here)[int(part) if isinstance(here, list | tuple) else part]
+    return here
+
+
+def _keyed(here: object) -> Mapping[Any, Any]:
+    """Sections by key, lists by place."""
+    return here if isinstance(here, Mapping) else dict(enumerate(here)) if isinstance(here, list | tuple) else {}
 
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> set[str]:

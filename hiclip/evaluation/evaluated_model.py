@@ -10,7 +10,7 @@ from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import TrainState, load_towers, read_checkpoint
 from hiclip.training.published_weights import published_file, read_published
-from pipeline.storage import Folder, folder
+from pipeline.storage import folder
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def evaluated_model(path: str) -> EvaluatedModel:
     file = published_file(path)
     if file is not None:
         settings = read_published(file).settings
-        parent, _, name = folder(file).root.rpartition("/")
-        return EvaluatedModel(file, Folder(parent or "/").sha256(name), settings, None, None)
+        return EvaluatedModel(folder(file).root, folder(file).sha256(), settings, None, None)
     checkpoint = read_checkpoint(path)
     place = checkpoint.place
     trained_on = str(yaml.safe_load(place.read_text("job.yaml"))["data"]["dataset"])

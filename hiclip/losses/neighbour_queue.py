@@ -18,6 +18,11 @@ from hiclip.losses.contrastive import directed_loss, unit_vectors
 _ASKED_AT_ONCE = 1024  # of a rank's texts: the scores of 1,024 against 65,536 are 268 MB in fp32
 
 
+def score_bytes(texts: int, size: int) -> int:
+    """Bytes of float32 scores at most while so many texts of a rank look for neighbours in a queue of `size`."""
+    return 4 * min(texts, _ASKED_AT_ONCE) * size
+
+
 class NeighbourQueue(nn.Module):
     """First in, first out: `size` unit vectors (size, E), at the start random ones, the same on every rank."""
 

@@ -39,6 +39,11 @@ class ClipSettings:
         """What the objective wants to be shown of a pair."""
         return Views(images=("crop",), texts=("caption",))
 
+    @property
+    def compares_a_workers_pairs(self) -> bool:
+        """Whether a batch norm sees the pairs of one worker alone: then the number of workers changes the losses."""
+        return False
+
     def check(self, model: ModelSettings, pairs: int) -> None:
         """Towers of any settings and any number of pairs a worker will do."""
 

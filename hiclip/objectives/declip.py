@@ -26,7 +26,7 @@ from hiclip.objectives.self_supervision import (
     check_self_supervision,
     check_weights,
     mean,
-    word_logit_bytes,
+    self_supervision_bytes,
 )
 
 _IMAGES = ("view_1", "view_2")
@@ -107,6 +107,11 @@ class DeclipSettings:
         """What the objective wants to be shown of a pair."""
         return Views(_IMAGES, self.texts if self.masked is None else (*self.texts, self.masked + TARGETS))
 
+    @property
+    def compares_a_workers_pairs(self) -> bool:
+        """Whether a batch norm sees the pairs of one worker alone: then the number of workers changes the losses."""
+        return bool(self.numbers.image_self)
+
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings or `pairs` pairs a worker will not do."""
         check_self_supervision(self.name, self.numbers, model, pairs)
@@ -116,7 +121,7 @@ class DeclipSettings:
         ways = len(_IMAGES) * len(self.texts)
         losses = 2 * ways * bool(self.numbers.clip) + ways * bool(self.numbers.neighbours)
         contrast = contrastive_logit_bytes(losses, pairs, batch, 0.0, self.block_pairs)
-        return contrast + word_logit_bytes(self.numbers, model, pairs)
+        return contrast + self_supervision_bytes(self.numbers, model, pairs, self.queue)
 
     def build(self, model: ModelSettings) -> DeclipObjective:
         """The objective's module for towers of these settings."""

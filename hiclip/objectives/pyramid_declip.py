@@ -34,7 +34,7 @@ from hiclip.objectives.self_supervision import (
     check_self_supervision,
     check_weights,
     mean,
-    word_logit_bytes,
+    self_supervision_bytes,
 )
 
 _CROPS = ("global_crop", "local_crop")
@@ -102,6 +102,11 @@ class PyramidDeclipSettings:
         targets = [_MASKED + TARGETS] if self.masked_words else []
         return Views(_CROPS, tuple(dict.fromkeys((*paired.texts, "caption", self.eda, *targets))), paired.regions)
 
+    @property
+    def compares_a_workers_pairs(self) -> bool:
+        """Whether a batch norm sees the pairs of one worker alone: then the number of workers changes the losses."""
+        return bool(self.image_self)
+
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings or `pairs` pairs a worker will not do."""
         check_regions(self.name, self.views, model)
@@ -112,7 +117,7 @@ class PyramidDeclipSettings:
         crops = len(_CROPS)
         losses = 2 * len(self.pairs) + 2 * crops * bool(self.multi_view) + crops * bool(self.neighbours)
         contrast = contrastive_logit_bytes(losses, pairs, batch, self.smoothing, self.block_pairs)
-        return contrast + word_logit_bytes(self, model, pairs)
+        return contrast + self_supervision_bytes(self, model, pairs, self.queue)
 
     def build(self, model: ModelSettings) -> PyramidDeclipObjective:
         """The objective's module for towers of these settings."""

@@ -128,6 +128,11 @@ class PyramidclipSettings:
         """What the objective wants to be shown of a pair."""
         return views_of(self.pairs)
 
+    @property
+    def compares_a_workers_pairs(self) -> bool:
+        """Whether a batch norm sees the pairs of one worker alone: then the number of workers changes the losses."""
+        return False
+
     def check(self, model: ModelSettings, pairs: int) -> None:
         """ValueError, beginning with the key, if towers of these settings will not do."""
         check_regions(self.name, self.views, model)

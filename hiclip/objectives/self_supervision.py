@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hiclip.batch import MASK_TOKEN
 from hiclip.losses.masked_words import MaskedWords, logit_bytes
-from hiclip.losses.neighbour_queue import NeighbourQueue, neighbour_loss
+from hiclip.losses.neighbour_queue import NeighbourQueue, neighbour_loss, score_bytes
 from hiclip.losses.self_agreement import SelfAgreement
 from hiclip.model.sizes import ModelSettings, resolve
 
@@ -85,12 +85,11 @@ def mean(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-def word_logit_bytes(weights: SelfWeights, model: ModelSettings, pairs: int) -> int:
-    """Bytes of logits that a worker with so many pairs holds at most while words are guessed."""
-    if not weights.masked_words:
-        return 0
+def self_supervision_bytes(weights: SelfWeights, model: ModelSettings, pairs: int, queue: int) -> int:
+    """Bytes at most of the logits of guessed words and the scores of neighbours, of a worker with so many pairs."""
     sizes = resolve(model)
-    return logit_bytes(pairs * sizes.context, sizes.vocabulary)
+    words = logit_bytes(pairs * sizes.context, sizes.vocabulary) if weights.masked_words else 0
+    return words + (score_bytes(pairs, queue) if weights.neighbours else 0)
 
 
 def check_weights(meeting: Collection[str], **weights: float) -> None:

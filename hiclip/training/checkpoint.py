@@ -86,7 +86,10 @@ class Checkpoint:
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if not self.place.exists(name):
-            raise CheckpointError(f"{self.place.root}: has no {name}")
+            raise CheckpointError(
+                f"{self.place.root}: expected {name}, found none: an earlier version wrote the optimizer otherwise, "
+                "and such a run cannot be resumed; choose another out"
+            )
         with local_files(self.place, [name]) as here:
             try:
                 tensors: dict[str, Tensor] = load_file(here / name)
@@ -133,7 +136,10 @@ def read_checkpoint(path: str) -> Checkpoint:
 def load_towers(path: str) -> tuple[TwoTowers, TrainState]:
     """The trained towers in evaluation mode on CPU, and where their run stood. Needs neither Ray nor DeepSpeed."""
     checkpoint = read_checkpoint(path)
-    towers = TwoTowers(checkpoint.model)
+    try:
+        towers = TwoTowers(checkpoint.model)
+    except ValueError as error:  # settings that an earlier version took
+        raise CheckpointError(f"{checkpoint.place.join('model.json')}: {error}") from None
     weights = checkpoint.weights()
     own = {name.removeprefix("towers."): tensor for name, tensor in weights.items() if name.startswith("towers.")}
     try:

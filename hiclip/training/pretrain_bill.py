@@ -50,11 +50,15 @@ def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, s
             f"{job.data.micro_batch:,} pairs a worker, each twice: {done_flops(job):.3g} FLOPs are done",
         )
     yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
-    for stage in (0, 1, 2, 3):
+    for stage in (0, 1, 2):
         yield f"memory, ZeRO {stage}", _memory(job, stage)
     saved = -(-job.pairs // job.checkpoints.every_pairs)
     size, keep = checkpoint_bytes(job), job.checkpoints.keep
-    yield "checkpoints", f"{saved} of {_size(size)}; {keep} stay, one is being written: {_size(size * (keep + 1))}"
+    at_least = "" if job.checkpoints.every_minutes is None else "at least "
+    yield (
+        "checkpoints",
+        f"{at_least}{saved} of {_size(size)}; {keep} stay, one is being written: {_size(size * (keep + 1))}",
+    )
     yield from _price_lines(job)
 
 

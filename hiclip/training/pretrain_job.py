@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hiclip.batch import TARGETS
 from hiclip.data.stream_plan import LoaderSettings
 from hiclip.data.view_settings import ViewSettings
 from hiclip.model.sizes import ModelSettings, resolve
@@ -132,7 +133,12 @@ class PretrainJob(Job):
     @property
     def fingerprint(self) -> str:
         """Hex sha256 of everything in the job that can change its weights."""
-        return job_fingerprint(self, leave_out=NOT_THE_RESULT)
+        return job_fingerprint(self, leave_out=self.not_the_result)
+
+    @property
+    def not_the_result(self) -> tuple[str, ...]:
+        """`NOT_THE_RESULT`, without `workers` if the objective compares the pairs of a worker with each other."""
+        return tuple(key for key in NOT_THE_RESULT if key != "workers" or not self.objective.compares_a_workers_pairs)
 
     @model_validator(mode="after")
     def _fits(self) -> PretrainJob:
@@ -151,6 +157,12 @@ class PretrainJob(Job):
                 f"came {self.model.region_width}"
             )
         self._check_micro_batch()
+        guesses = any(view.endswith(TARGETS) for view in self.objective.views.texts)
+        if self.engine.name == "deepspeed" and self.engine.zero_stage == 3 and guesses:
+            raise ValueError(
+                f"engine.zero_stage: expected at most 2 with objective {self.objective.name}, whose masked words are "
+                "more on one worker than on another, came 3"
+            )
         if self.engine.name == "plain" and self.workers.count > 1:
             raise ValueError(
                 f"engine.name: plain trains with workers.count 1, came {self.workers.count}; use deepspeed"

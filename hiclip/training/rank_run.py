@@ -129,7 +129,7 @@ class _Saver:
         return seen // every > (seen - batch) // every or seen == self.pairs
 
     def is_late(self) -> bool:
-        """Whether the last checkpoint, or the start, is too long ago. Clocks differ: the first rank counts."""
+        """Whether the last checkpoint, or the start, is too long ago, by the clock of this rank."""
         minutes = self._job.checkpoints.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 

@@ -20,7 +20,7 @@ from hiclip.training.checkpoint import Checkpoint, read_checkpoint
 from hiclip.training.cost import parameters
 from hiclip.training.history import StepRow, to_csv
 from hiclip.training.job_cost import training_flops
-from hiclip.training.pretrain_job import NOT_THE_RESULT, PretrainJob
+from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import JobError, resolved, resolved_yaml
 from pipeline.manifest import DatasetError, Manifest
 from pipeline.storage import folder
@@ -64,7 +64,7 @@ def claim(job: PretrainJob) -> None:
         return
     earlier = _of_today(yaml.safe_load(place.read_text("job.yaml")))
     for key, before, now in _differences(earlier, resolved(job)):
-        if key.split(".")[0] not in NOT_THE_RESULT:
+        if key.split(".")[0] not in job.not_the_result:
             raise JobError(
                 f"out: {place.root} holds a run of another job: there {key} is {before!r}, here {now!r}; "
                 "choose another out, or remove that folder to start over"

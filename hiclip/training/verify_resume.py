@@ -36,7 +36,7 @@ def verify_resume(
         raise JobError(f"schedule.pairs: expected two steps or more to resume between, came {job.schedule.pairs} pairs")
     steps = min(STEPS, job.steps)
     middle = steps // 2 * job.data.batch
-    checkpoints = job.checkpoints.model_copy(update={"every_pairs": middle, "keep": 3})
+    checkpoints = job.checkpoints.model_copy(update={"every_pairs": middle, "every_minutes": None, "keep": STEPS})
     job = job.model_copy(update={"checkpoints": checkpoints})
     trial = folder(place.run_folder).child(_TRIAL)
     trial.remove()
@@ -62,6 +62,9 @@ def _copy(source: Folder, target: Folder) -> None:
 
 
 def _differences(one: Checkpoint, other: Checkpoint, middle: int) -> Iterator[str]:
+    begun, taken_up = ([row for row in end.history() if row.seen <= middle] for end in (one, other))
+    if begun != taken_up:  # times and all: they come out of the checkpoint
+        yield f"the second run did not go on from the checkpoint of {middle:,} pairs: its first steps are its own"
     for ours, theirs in zip(_after(one, middle), _after(other, middle), strict=True):
         values, repeated = vars(ours), vars(theirs)
         for key in sorted(set(values) - _TIMES):

@@ -123,9 +123,10 @@ def test_the_bill_counts_what_an_objective_looks_at() -> None:
     memory = [worker_memory(job, 0) for job in (clip, declip)]
     # Two losses of a direction; and of DeCLIP eight, four with neighbours, and three copies of all words' logits.
     pairs, batch = clip.data.batch // clip.workers.count, clip.data.batch
+    queue = resolved(declip)["objective"]["queue"]
     words = min(1024, pairs * resolve(declip.model).context) * resolve(declip.model).vocabulary
     assert memory[0].logits == 4 * (2 + 2) * pairs * batch
-    assert memory[1].logits == 4 * (8 + 4 + 2) * pairs * batch + 4 * 3 * words
+    assert memory[1].logits == 4 * (8 + 4 + 2) * pairs * batch + 4 * 3 * words + 4 * pairs * queue
     assert f"logits {memory[1].logits / 1e6:.3g} MB" in printed(declip, None)
     assert memory[1].activations == 2 * memory[0].activations
     assert memory[1].gradients - memory[0].gradients == 4 * (own_numbers(declip).trained + 64)  # and the mask's row

@@ -51,6 +51,17 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "verify-resume/again").is_dir()
 
 
+def test_a_run_that_starts_over_has_not_resumed(tmp_path: Path) -> None:
+    """Its losses are the same, for it is the same run; but nothing was taken up."""
+    job = small_job(str(tmp_path), checkpoints={"every_pairs": 64, "every_minutes": 1e-9})
+
+    def train_anew(job: PretrainJob, place: RunPlace) -> None:
+        run_rank(job, place, None, lambda step: list(random_batches(job, step))[: place.steps], lambda row: None)
+
+    _, differences = verify_resume(job, RunPlace(job.out, "data", None), train_anew)
+    assert differences == ["the second run did not go on from the checkpoint of 32 pairs: its first steps are its own"]
+
+
 def test_a_job_of_one_step_has_no_middle() -> None:
     job = small_job("out", schedule={"pairs": 8, "warmup_pairs": 0})
     with pytest.raises(JobError, match=r"schedule\.pairs: expected two steps or more"):

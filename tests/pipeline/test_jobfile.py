@@ -42,6 +42,7 @@ class Cake(Job):
     eggs: int
     fuel: Literal["wood", "gas", "current"] = "gas"
     ice: Annotated[Vanilla | Lemon, Field(discriminator="name")] = Vanilla()
+    size: Literal["small"] | int = "small"
     tins: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
 
 
@@ -89,6 +90,9 @@ def test_overrides_reach_into_keys_and_lists_and_the_last_one_wins(tmp_path: Pat
         ("", ["eggs=[]"], "eggs: expected a whole number, came an empty list"),
         ("", ["fuel=gass"], "fuel: expected wood, gas or current, came 'gass'; did you mean 'gas'?"),
         ("", ["ice.name=vanila"], "ice.name: expected vanilla or lemon, came 'vanila'; did you mean 'vanilla'?"),
+        ("", ["size=big"], "size: expected small or a whole number, came 'big'"),
+        ("", ["size=[a]"], "size: expected small or a whole number, came a list"),
+        ("", ["size=x", "eggs=y"], "(and 1 more mistake)"),
         ("", ["ice={}"], "ice.name: missing; expected a value"),
         ("", ["ice={name: lemon, zest: 9}"], "ice.zest: expected at most 1, came 9"),
         ("", ["ice={name: lemon, zets: 1}"], "ice.zets: no such key; did you mean 'zest'?"),
