@@ -35,19 +35,23 @@ from hiclip.training.optimizer import (
 
 log = logging.getLogger(__name__)
 
+WHOLE_BELOW = 100_000
+"""Numbers of a parameter below which every rank keeps it whole in ZeRO-3: vectors and position tables."""
+
 
 class DeepSpeedEngine:
     """See `hiclip.training.engine.Engine`. Needs torch's process group; every rank makes one at the same time."""
 
     def __init__(self, module: Pretraining, settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> None:
         _give_scalars_an_axis(module)
+        numbers = sum(parameter.numel() for parameter in module.parameters())
         self._stage = zero_stage
         self._optimizer = make_optimizer(module, settings)
         with _quiet():
             deepspeed = _import_deepspeed(next(module.parameters()).device.type)
             deepspeed.init_distributed(dist_init_required=False)
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self._optimizer, config=_config(settings, zero_stage, pairs_per_rank)
+                model=module, optimizer=self._optimizer, config=_config(settings, zero_stage, pairs_per_rank, numbers)
             )
 
     @property
@@ -155,13 +159,20 @@ def _give_scalars_an_axis(module: Pretraining) -> None:
             parameter.data = parameter.data.reshape(1)
 
 
-def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> dict[str, Any]:
+def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int) -> dict[str, Any]:
+    # DeepSpeed's defaults are for models a hundred times as large: it would keep all weights of ours whole after the
+    # forward, and set aside 2 GB for gradients.
+    sharded = {
+        "stage3_param_persistence_threshold": WHOLE_BELOW,
+        "stage3_max_reuse_distance": 0,
+        "reduce_bucket_size": numbers,
+    }
     return {
         "train_micro_batch_size_per_gpu": pairs_per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip_norm or 0.0,
         # fp32 weights, moments and gradients; bf16 is the module's own autocast.
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": zero_stage, **(sharded if zero_stage == 3 else {})},
         "steps_per_print": 2**31,
     }
 

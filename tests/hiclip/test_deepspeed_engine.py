@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from small_run import random_batches, small_job
 from torch.nn.utils import parameters_to_vector
 
+from hiclip.training import deepspeed_engine
 from hiclip.training.checkpoint import load_towers, newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
@@ -53,6 +54,7 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), TORCH_EXTENSIONS_DIR=str(folder / "extensions"))
     torch.set_num_threads(1)
+    deepspeed_engine.WHOLE_BELOW = 0  # or ZeRO-3 would shard nothing of so small a model but its token table
     dist.init_process_group("gloo")
     answers: dict[str, Any] = {}
     for case in CASES:
