@@ -29,8 +29,8 @@ from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.pretrain import stream_plan
 from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import claim, finish
+from hiclip.training.saving import RunPlace
 from hiclip.training.source_commit import source_commit
 from hiclip.training.this_process import run_here
 from pipeline.jobfile import read_job

@@ -51,6 +51,8 @@ class Batch:
     tokens: dict[str, Tensor]
     pair_ids: list[str]
     regions: dict[str, Tensor] = field(default_factory=dict)
+    broken: int = 0
+    """Pictures that could not be decoded; other pairs stand in their places."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -65,7 +67,7 @@ class Batch:
             {view: change(tensor) for view, tensor in views.items()}
             for views in (self.images, self.tokens, self.regions)
         )
-        return Batch(images, tokens, pair_ids, regions)
+        return Batch(images, tokens, pair_ids, regions, self.broken)
 
     def __len__(self) -> int:
         return len(self.pair_ids)

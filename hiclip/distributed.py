@@ -6,11 +6,14 @@ loss is the mean over a rank's own pairs, and the mean of the ranks' losses is t
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -43,8 +46,73 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return mean / world()
 
 
+def sum_over_ranks(values: Tensor) -> list[float]:
+    """(n,) of this rank -> the n sums over all ranks, the same on every rank, without gradient: to be reported."""
+    totals = values.detach().clone()
+    if world() > 1:
+        dist.all_reduce(totals)
+    numbers: list[float] = totals.tolist()
+    return numbers
+
+
+def from_first_rank(value: T) -> T:
+    """What the first rank brings, on every rank; for small things that only it can know."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """What each rank brings, in rank order, on every rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_seconds() -> float:
+    """Seconds that gathers, forward and backward, have taken on this rank since the last call; on a GPU they must be
+    over."""
+    seconds = sum(gather.seconds() for gather in _gathers)
+    _gathers.clear()
+    return seconds
+
+
 def _connected() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+class _Gathering:
+    """Begin and end of one gather, on the GPU's clock for a GPU's tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if tensor.is_cuda else []  # type: ignore[no-untyped-call]
+        self._times = [0.0, 0.0]
+
+    def __enter__(self) -> None:
+        self._note(0)
+
+    def __exit__(self, *_: object) -> None:
+        self._note(1)
+        _gathers.append(self)
+
+    def seconds(self) -> float:
+        if self._events:
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
+        return self._times[1] - self._times[0]
+
+    def _note(self, end: int) -> None:
+        if self._events:
+            self._events[end].record()
+        else:
+            self._times[end] = time.perf_counter()
+
+
+_gathers: list[_Gathering] = []
+"""Those since they were last asked for."""
 
 
 class _Gather(torch.autograd.Function):
@@ -52,12 +120,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, local: Tensor) -> Tensor:
         local = local.contiguous()
         parts = [torch.empty_like(local) for _ in range(world())]
-        dist.all_gather(parts, local)
+        with _Gathering(local):
+            dist.all_gather(parts, local)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # gloo has no reduce-scatter; an all-reduce of (world * b, E) floats is small beside a step.
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own may serve others too
-        dist.all_reduce(gradient)
+        with _Gathering(gradient):
+            dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]

@@ -21,13 +21,14 @@ from hiclip.training.live_progress import TrainingProgress
 from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace
 from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
+from hiclip.training.saving import RunPlace
 from hiclip.training.source_commit import source_commit
+from hiclip.training.telemetry import Telemetry
 from hiclip.training.this_process import run_here
 from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
-from pipeline.jobfile import resolved, resolved_yaml
+from pipeline.jobfile import EndedEarlyError, resolved, resolved_yaml
 from pipeline.manifest import MANIFEST, check_shards, read_manifest
 from pipeline.storage import absolute, folder
 
@@ -55,8 +56,8 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
         result = _train(job, stream, tracker, here)
-    except BaseException:
-        tracker.close("FAILED")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, EndedEarlyError) and error.exit_code > 1 else "FAILED")
         raise
     _record_end(tracker, result)
     return result
@@ -96,13 +97,14 @@ def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -
     tracker.tag("commit", commit or "not a git checkout")
     _artifact(tracker, "job.yaml", resolved_yaml(job))
     place = RunPlace(absolute(job.out), stream.fingerprint, commit)
-    with ray_session(job.ray), TrainingProgress(console, job.pairs, job.data.batch) as progress:
+    newest = newest_checkpoint(job.out)
+    telemetry = Telemetry(job, [] if newest is None else read_checkpoint(newest).history())
+    with ray_session(job.ray), TrainingProgress(console, telemetry, job.pairs, job.data.batch) as progress:
 
         def on_steps(rows: list[StepRow]) -> None:
-            # Steps that come again after a restart carry the same numbers, so that they may be recorded twice.
-            progress.show(rows)
-            for row in rows:
-                tracker.metrics(_metrics(row, job.data.batch), row.seen)
+            # Steps that come again after a restart carry the same losses, so that they may be recorded twice.
+            for row, numbers in zip(rows, progress.show(rows), strict=True):
+                tracker.metrics(numbers, row.seen)
 
         if here:
             run_here(job, place, stream, lambda row: on_steps([row]))
@@ -111,17 +113,6 @@ def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -
 
             run_workers(WorkerTask(job, place, stream), on_steps)
     return finish(job, tracker.run_id or recorded_run_id(job.out))
-
-
-def _metrics(row: StepRow, batch: int) -> dict[str, float]:
-    return {
-        "loss": row.loss,
-        **{f"loss_{name}": value for name, value in row.parts.items() if len(row.parts) > 1},
-        "learning_rate": row.learning_rate,
-        "logit_scale": row.logit_scale,
-        "pairs_per_s": batch / row.seconds,
-        "loader_wait_share": row.wait_s / row.seconds,
-    }
 
 
 def _record_end(tracker: Tracker, result: PretrainResult) -> None:
@@ -177,7 +168,8 @@ def verify(job: PretrainJob) -> str:
 
     def train(job: PretrainJob, place: RunPlace) -> None:
         assert place.steps is not None
-        with TrainingProgress(console, place.steps * job.data.batch, job.data.batch) as progress:
+        pairs = place.steps * job.data.batch
+        with TrainingProgress(console, Telemetry(job), pairs, job.data.batch) as progress:
             run_workers(WorkerTask(job, place, stream), progress.show)
 
     with ray_session(job.ray):

@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 from rich.console import Console, RenderableType
 
 from pipeline.job_keys import first_sentence, job_keys
-from pipeline.jobfile import InputError, Job, read_job
+from pipeline.jobfile import EndedEarlyError, InputError, Job, read_job
 
 J = TypeVar("J", bound=Job)
 
@@ -44,8 +44,8 @@ def run_command(
 
     `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. `instead`: what else the
     command does with a job, by the option that asks for it; the docstring's first sentence is the option's help. All
-    may raise InputError, which becomes one line on standard error and exit code 2; anything else is a fault of ours:
-    traceback, exit code 1.
+    may raise InputError, which becomes one line on standard error and exit code 2, or EndedEarlyError, with an exit
+    code of its own; anything else is a fault of ours: traceback, exit code 1.
     """
     main = sys.modules["__main__"].__spec__  # None where a file is run by its path
     parser = argparse.ArgumentParser(prog=main.name if main else None, description=sys.modules[kind.__module__].__doc__)
@@ -70,10 +70,10 @@ def run_command(
             result = given.run(job)
             sys.stdout.flush()
             print(f"result: {result}", flush=True)
-    except InputError as error:
+    except (InputError, EndedEarlyError) as error:
         sys.stdout.flush()
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, EndedEarlyError) else 2)
     sys.exit(0)
 
 

@@ -23,6 +23,13 @@ class InputError(ValueError):
     """Something given from outside cannot be used; its message is one line and the command ends with exit code 2."""
 
 
+class EndedEarlyError(Exception):
+    """A run ended before its end by no mistake in its input; its message is one line, the command's exit code is
+    `exit_code`."""
+
+    exit_code = 1
+
+
 class JobError(InputError):
     """A job file says something that no job can mean."""
 

@@ -33,7 +33,7 @@ def small_job(out: str, dataset: str = "nowhere", **changes: dict[str, Any]) -> 
         "ray": {"num_cpus": 2},
     }
     for section, keys in changes.items():
-        content[section] = {**content[section], **keys}
+        content[section] = {**content.get(section, {}), **keys}
     return make_job(content, PretrainJob, "small job")
 
 

@@ -60,6 +60,7 @@ class RankStep:
             {view: ids.to(device, non_blocking=True) for view, ids in tokens.items()},
             self.pair_ids,
             {view: vectors.float() for view, vectors in regions.items()},
+            self.broken,
         )
 
 

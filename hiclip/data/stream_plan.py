@@ -35,6 +35,8 @@ class LoaderSettings:
     """The log says what is waited for when the first batch takes longer than this."""
     stall_timeout_s: float = 1800.0
     """The run fails when for this long no batch was made and none was taken."""
+    broken_share: float = 0.01
+    """Share of the pictures that may turn out to be broken; the next pair stands in for each, more fail the run."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "steps_per_task", "prefetched_steps"):
@@ -44,6 +46,8 @@ class LoaderSettings:
         for name in ("late_after_s", "stall_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected more than 0, came {getattr(self, name)}")
+        if not 0 <= self.broken_share <= 1:
+            raise ValueError(f"broken_share: expected a share from 0 to 1, came {self.broken_share}")
         if self.cpus_per_task < 0:
             raise ValueError(f"cpus_per_task: expected 0 or more, came {self.cpus_per_task}")
 

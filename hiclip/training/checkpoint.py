@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,12 @@ class TrainState(Settings):
     manifest_fingerprint: str
     train_flops: float | None = None
     """FLOPs of training so far."""
+    recent_loss: float | None = None
+    """Mean loss of the steps since the checkpoint before, by which checkpoints are compared; null: there were none."""
+    left_out: tuple[int, ...] = ()
+    """Steps whose batches are not learnt from, because a number was not finite there or right after."""
+    rollbacks: int = 0
+    """How often the run has gone back to a checkpoint for that."""
     mlflow_run_id: str | None = None
     commit: str | None = None
 
@@ -180,15 +187,23 @@ def complete_checkpoint(place: Folder) -> None:
     place.write_text(COMPLETE, json.dumps({"files": place.names()}, indent=1) + "\n")
 
 
-def prune_checkpoints(run_folder: str, keep: int) -> None:
-    """Removes all but the newest `keep` whole checkpoints, and torn ones older than those."""
+def prune_checkpoints(run_folder: str, keep: int, keep_best: int = 0) -> None:
+    """Removes all but the newest `keep` whole checkpoints and the `keep_best` of lowest `recent_loss`, and torn ones
+    older than the newest."""
     run = folder(run_folder)
-    kept = _checkpoints(run)[-keep:]
+    whole = _checkpoints(run)
+    newest = whole[-keep:]
+    kept = {*newest, *sorted(whole, key=lambda name: _recent_loss(run, name))[:keep_best]}
     folders = {f"{_CHECKPOINTS}/{name.split('/')[1]}" for name in run.names(f"{_CHECKPOINTS}/")}
-    for name in sorted(folders - set(kept)):
-        if kept and name < kept[0]:
+    for name in sorted(folders - kept):
+        if newest and name < newest[0]:
             run.remove(f"{name}/{COMPLETE}")  # first, so that a half-removed one does not look whole
             run.remove(name)
+
+
+def _recent_loss(run: Folder, name: str) -> float:
+    loss = json.loads(run.read_text(f"{name}/state.json")).get("recent_loss")
+    return math.inf if loss is None else float(loss)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from hiclip.batch import Batch
 from hiclip.distributed import rank, world
-from hiclip.training.engine import Pretraining
+from hiclip.training.engine import Pretraining, gradient_norm
 from hiclip.training.optimizer import (
     MOMENTS,
     STEP,
@@ -45,7 +46,7 @@ class DeepSpeedEngine:
     def __init__(self, module: Pretraining, settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> None:
         _give_scalars_an_axis(module)
         numbers = sum(parameter.numel() for parameter in module.parameters())
-        self._stage = zero_stage
+        self._stage, self._clip_norm = zero_stage, settings.clip_norm
         self._optimizer = make_optimizer(module, settings)
         with _quiet():
             deepspeed = _import_deepspeed(next(module.parameters()).device.type)
@@ -63,12 +64,20 @@ class DeepSpeedEngine:
         """See `Engine`."""
         return cast(dict[str, Tensor], self._engine(batch))
 
-    def update(self, loss: Tensor, learning_rate: float) -> None:
+    def update(self, loss: Tensor, learning_rate: float) -> float:
         """See `Engine`."""
         # ZeRO put its own partitions into the very groups of this optimizer, so the rate is set where it is read.
         set_rate(self._optimizer, learning_rate)
         self._engine.backward(loss)
-        self._engine.step()
+        if self._stage > 0:
+            self._engine.step()  # ZeRO looks at the length itself, and then moves nothing
+            return float(self._engine.get_global_grad_norm())
+        norm = gradient_norm(self.module, self._clip_norm)
+        if math.isfinite(norm):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -170,7 +179,7 @@ def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, n
     return {
         "train_micro_batch_size_per_gpu": pairs_per_rank,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip_norm or 0.0,
+        "gradient_clipping": (settings.clip_norm or 0.0) if zero_stage > 0 else 0.0,  # stage 0: by `gradient_norm`
         # fp32 weights, moments and gradients; bf16 is the module's own autocast.
         "zero_optimization": {"stage": zero_stage, **(sharded if zero_stage == 3 else {})},
         "steps_per_print": 2**31,

@@ -7,6 +7,7 @@ An engine is made around a module that has its weights already, those of a check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol, cast
 
@@ -73,8 +74,11 @@ class Engine(Protocol):
         """Forward: this rank's pairs -> losses by name, with gradient."""
         ...
 
-    def update(self, loss: Tensor, learning_rate: float) -> None:
-        """Backward and one step of the optimizer with the gradient averaged over ranks."""
+    def update(self, loss: Tensor, learning_rate: float) -> float:
+        """Backward and one step of the optimizer with the gradient averaged over ranks; -> its length before clipping.
+
+        Where that is not finite nothing is moved.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -93,6 +97,15 @@ class Engine(Protocol):
         ...
 
 
+def gradient_norm(module: nn.Module, clip_norm: float | None) -> float:
+    """Length of the gradient of all parameters, which is then shortened to `clip_norm` if it is longer."""
+    parameters = list(module.parameters())
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return float(norm)
+
+
 class PlainEngine:
     """One device, one process, torch alone."""
 
@@ -105,14 +118,15 @@ class PlainEngine:
         """See `Engine`."""
         return cast(dict[str, Tensor], self.module(batch))
 
-    def update(self, loss: Tensor, learning_rate: float) -> None:
+    def update(self, loss: Tensor, learning_rate: float) -> float:
         """See `Engine`."""
         set_rate(self._optimizer, learning_rate)
         torch.autograd.backward(loss)
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
-        self._optimizer.step()
+        norm = gradient_norm(self.module, self._clip_norm)
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from hiclip.training.history import StepRow
+from hiclip.training.telemetry import Telemetry
 
 _PLAIN_EVERY_S = 10.0
-_RECENT_STEPS = 50
 
 
 class TrainingProgress:
     """A context in which `show` is told of steps. `total`: pairs that the run sees in all, `batch` of them a step."""
 
-    def __init__(self, console: Console, total: int, batch: int) -> None:
-        self._console, self._total, self._batch = console, total, batch
-        self._recent: deque[StepRow] = deque(maxlen=_RECENT_STEPS)
+    def __init__(self, console: Console, telemetry: Telemetry, total: int, batch: int) -> None:
+        self._console, self._telemetry, self._total, self._batch = console, telemetry, total, batch
         self._seen, self._said, self._said_at = 0, 0, time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> TrainingProgress:
         if self._console.is_terminal:
+            # The line wraps: nothing of it is cut off.
+            line = TextColumn("{task.description}", table_column=Column(ratio=1))
             self._bar = Progress(
-                TextColumn("pretrain"), BarColumn(bar_width=24), TextColumn("{task.description}"), console=self._console
+                TextColumn("pretrain"), BarColumn(bar_width=24), line, console=self._console, expand=True
             )
             self._task = self._bar.add_task("starting the workers", total=self._total)
             self._bar.start()
@@ -44,36 +45,18 @@ class TrainingProgress:
         elif self._said < self._seen:
             self._say()
 
-    def show(self, rows: list[StepRow]) -> None:
-        """Takes the steps since the last call."""
+    def show(self, rows: list[StepRow]) -> list[dict[str, float]]:
+        """Takes the steps since the last call; -> their numbers, for a tracker."""
         if rows[0].seen <= self._seen:
-            self._recent.clear()
-            self._console.print(f"pretrain: a worker was lost; going on from {rows[0].seen - self._batch:,} pairs")
-        self._recent.extend(rows)
+            self._console.print(f"pretrain: going on again from {rows[0].seen - self._batch:,} pairs")
+        numbers = [self._telemetry.take(row) for row in rows]
         self._seen = rows[-1].seen
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._seen, description=self._line())
+            self._bar.update(self._task, completed=self._seen, description=self._telemetry.line())
         elif time.monotonic() - self._said_at >= _PLAIN_EVERY_S:
             self._say()
+        return numbers
 
     def _say(self) -> None:
-        self._console.print(f"pretrain: {self._line()}")
+        self._console.print(f"pretrain: {self._telemetry.line()}")
         self._said, self._said_at = self._seen, time.monotonic()
-
-    def _line(self) -> str:
-        last, rows = self._recent[-1], list(self._recent)
-        seconds = sum(row.seconds for row in rows)
-        speed = self._batch * len(rows) / seconds
-        waiting = sum(row.wait_s for row in rows) / seconds
-        return (
-            f"{self._seen:,}/{self._total:,} pairs · loss {last.loss:.3f} · {speed:,.0f} pairs/s · "
-            f"{_span((self._total - self._seen) / speed)} left · {waiting:.0%} waiting for data · "
-            f"logit scale {last.logit_scale:.1f}"
-        )
-
-
-def _span(seconds: float) -> str:
-    """3 -> 0:03, 4000 -> 1:06:40."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hiclip.batch import Batch
-from hiclip.distributed import mean_over_ranks, rank
+from hiclip.distributed import gather_seconds, rank, sum_over_ranks, world
 from hiclip.training.engine import Engine
 from hiclip.training.history import StepRow
+
+
+class Wish(NamedTuple):
+    """What is asked of a run from outside, from one step to the next."""
+
+    save: bool = False
+    """Write a checkpoint."""
+    stop: bool = False
+    """Write a checkpoint and end."""
 
 
 @dataclass(frozen=True)
@@ -27,46 +39,111 @@ class Plan:
     seed: int
     learning_rate: Callable[[int], float]
     """Step -> rate."""
-    wish: Callable[[], bool] = lambda: False
-    """Whether this rank wants the run to be saved after the step that is being done."""
+    wish: Callable[[], Wish] = Wish
+    """What this rank wants done after the step at hand; one rank's wish is all ranks'."""
+    left_out: frozenset[int] = frozenset()
+    """Steps whose batches are taken and not learnt from."""
+    most_skipped: int = 0
+    """Steps in a row that may be skipped because a number is not finite."""
 
 
-class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
+class NotFiniteError(ArithmeticError):
+    """Losses or gradients have not been finite for more steps in a row than may be skipped: the same on all ranks."""
+
+    def __init__(self, skipped: dict[int, list[str]], row: StepRow) -> None:
+        super().__init__(f"{row.parts}, gradient norm {row.gradient_norm:g}")
+        self.skipped = skipped
+        """Steps -> pair_ids of this rank's part of their batches."""
+        self.row = row
+        """Of the last one."""
 
 
-def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callable[[StepRow, bool], None]) -> None:
-    """One step for each batch (this rank's part of the global one); `on_step` hears of every step when it is done, and
-    whether some rank wished for a checkpoint: the same on all ranks.
+def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callable[[StepRow, Wish], None]) -> bool:
+    """One step for each batch (this rank's part of the global one); -> whether the batches came to their end, and not
+    a wish to stop.
 
-    All ranks must be given equally many batches. DivergedError, before it reaches the weights, if a loss is not finite.
+    `on_step` hears of every step when it is done, and of what some rank wished for: the same on all ranks. All ranks
+    must be given equally many batches. A step whose loss or gradient is not finite moves no weight, and NotFiniteError
+    comes when too many do so in a row, or when one has spoilt what the module remembers.
     """
-    step = plan.first_step
+    step, skipped, checkpoint_s = plan.first_step, dict[int, list[str]](), 0.0
     began = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - began
         rate = plan.learning_rate(step)
         torch.manual_seed(_seed(plan.seed, step))
-        losses = engine.losses(batch)
-        loss = torch.stack(list(losses.values())).sum()
-        means, wished = _means(losses, plan.wish())
-        step += 1
-        if not all(map(math.isfinite, means.values())):
-            raise DivergedError(f"after {step * plan.batch} pairs the loss is {means}; first pair {batch.pair_ids[0]}")
-        engine.update(loss, rate)
+        losses = {} if step in plan.left_out else engine.losses(batch)
+        shared = _share(losses, batch, plan.wish())
+        norm = math.nan
+        if losses and shared.finite:
+            norm = engine.update(torch.stack(list(losses.values())).sum(), rate)
         with torch.no_grad():
             logit_scale = float(engine.module.towers.logit_scale())
-        seconds = time.perf_counter() - began
-        on_step(StepRow(step * plan.batch, sum(means.values()), rate, logit_scale, seconds, wait_s, means), wished)
-        began = time.perf_counter()  # what `on_step` took, a checkpoint perhaps, is no part of a step
+        row = StepRow(
+            seen=(step + 1) * plan.batch,
+            loss=sum(shared.losses.values()) if losses else math.nan,
+            learning_rate=rate,
+            logit_scale=logit_scale,
+            seconds=time.perf_counter() - began,
+            wait_s=wait_s,
+            parts=shared.losses,
+            gradient_norm=norm,
+            applied=math.isfinite(norm),
+            gather_s=gather_seconds(),
+            checkpoint_s=checkpoint_s,
+            broken=shared.broken,
+            pairs_digest=shared.pairs_digest,
+            workers=world(),
+            memory_bytes=_peak_memory(next(iter(batch.images.values())).device),
+        )
+        skipped = {} if row.applied or not losses else {**skipped, step: batch.pair_ids}
+        if skipped and (len(skipped) > plan.most_skipped or not _finite_buffers(engine)):
+            raise NotFiniteError(skipped, row)
+        step += 1
+        done = time.perf_counter()
+        on_step(row, shared.wish)
+        began = time.perf_counter()
+        checkpoint_s = began - done  # what `on_step` took is no part of a step
+        if shared.wish.stop:
+            return False
+    return True
 
 
-def _means(losses: dict[str, Tensor], wish: bool) -> tuple[dict[str, float], bool]:
-    """Losses of this rank's pairs -> losses of the global batch, and whether any rank has a wish: both the same on
-    every rank, by one message."""
-    own = [loss.detach().float() for loss in losses.values()]
-    *means, wishes = mean_over_ranks(torch.stack([*own, own[0].new_tensor(float(wish))])).tolist()
-    return dict(zip(losses, means, strict=True)), wishes > 0
+class _Shared(NamedTuple):
+    """Numbers of the global batch."""
+
+    losses: dict[str, float]
+    wish: Wish
+    broken: int
+    pairs_digest: int
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, self.losses.values()))
+
+
+def _share(losses: dict[str, Tensor], batch: Batch, wish: Wish) -> _Shared:
+    """This rank's numbers -> all ranks', the same on every rank, by one message."""
+    device = next(iter(batch.images.values())).device
+    pairs = sum(zlib.crc32(name.encode()) for name in batch.pair_ids)
+    # Whole numbers up to 2^53 are exact in a double: digests of two million pairs.
+    others = torch.tensor([wish.save, wish.stop, batch.broken, pairs], dtype=torch.float64, device=device)
+    own = [loss.detach().double() for loss in losses.values()]
+    *totals, save, stop, broken, pairs_digest = sum_over_ranks(torch.cat([torch.stack(own), others]) if own else others)
+    means = {name: total / world() for name, total in zip(losses, totals, strict=True)}
+    return _Shared(means, Wish(save > 0, stop > 0), int(broken), int(pairs_digest))
+
+
+def _finite_buffers(engine: Engine) -> bool:
+    """Whether what the module remembers beside its weights, which a forward alone changes, can still be used."""
+    return all(bool(buffer.isfinite().all()) for buffer in engine.module.buffers() if buffer.is_floating_point())
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes that this rank has held so far: on its GPU, else in its process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _seed(seed: int, step: int) -> int:

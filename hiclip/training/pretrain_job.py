@@ -13,12 +13,25 @@ from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.objectives import ObjectiveSettings
 from hiclip.objectives.clip import ClipSettings
 from hiclip.training.optimizer import OptimizerSettings
+from hiclip.training.profile import ProfileSettings
 from hiclip.training.schedule import ScheduleSettings
 from pipeline.jobfile import Job, Number, Settings, job_fingerprint
 
-NOT_THE_RESULT = ("name", "out", "ray", "mlflow", "loader", "checkpoints", "price", "engine", "workers")
-"""Keys of a job that change no pair and no weight, but for the order in which the last two add numbers up: a run may be
-resumed under other values of these."""
+NOT_THE_RESULT = (
+    "name",
+    "out",
+    "ray",
+    "mlflow",
+    "loader",
+    "checkpoints",
+    "price",
+    "profile",
+    "divergence",
+    "engine",
+    "workers",
+)
+"""Keys of a job that change no pair and no weight of a run that goes well, but for the order in which the last two add
+numbers up: a run may be resumed under other values of these."""
 
 
 class DataSettings(Settings):
@@ -60,6 +73,12 @@ class WorkerSettings(Settings):
 
     count: Annotated[int, Field(ge=1)] = 1
     """Number of workers; divides `data.batch`."""
+    least: Annotated[int, Field(ge=1)] | None = None
+    """Fewest workers that the run starts or goes on with when the cluster has no room for `count`; null: it waits for
+    all. Sizes between the two that do not divide `data.batch` are passed over; the pairs of a step stay the same."""
+    resize_minutes: Annotated[Number, Field(gt=0)] = 10.0
+    """Minutes after which the run looks whether there is room for more workers; to grow it restarts from its newest
+    checkpoint."""
     cpus: Annotated[Number, Field(gt=0)] = 1.0
     """Ray CPUs that each worker takes; leave some for the tasks that read and decode. Torch gets a thread for each."""
     gpus: Annotated[Number, Field(ge=0)] = 0.0
@@ -77,6 +96,18 @@ class CheckpointSettings(Settings):
     """Minutes after which a checkpoint is written in any case; null: pairs alone count."""
     keep: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints stay."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """How many more stay because the training loss of the steps before them was lowest."""
+
+
+class DivergenceSettings(Settings):
+    """What is done when the loss or the length of the gradient is not a finite number."""
+
+    skipped_in_a_row: Annotated[int, Field(ge=0)] = 3
+    """Steps in a row that may be skipped: their pairs count as seen, the weights stay."""
+    rollbacks: Annotated[int, Field(ge=0)] = 1
+    """How often, after more than that, the run goes back to its newest checkpoint and leaves out those batches and the
+    one before; then it fails, and `diverged.json` in `out` names the pairs."""
 
 
 class PriceSettings(Settings):
@@ -112,6 +143,9 @@ class PretrainJob(Job):
     loader: LoaderSettings = LoaderSettings()
     """The processes that read and decode for the workers."""
     checkpoints: CheckpointSettings
+    divergence: DivergenceSettings = DivergenceSettings()
+    profile: ProfileSettings | None = None
+    """Null: no step is traced."""
     price: PriceSettings | None = None
     """Null: the bill says nothing of hours and money."""
 
@@ -126,9 +160,16 @@ class PretrainJob(Job):
         return self.steps * self.data.batch
 
     @property
+    def worlds(self) -> tuple[int, ...]:
+        """Numbers of workers that the job can be trained with, ascending; the last is `workers.count`."""
+        least = self.workers.count if self.workers.least is None else self.workers.least
+        chunk = self.data.micro_batch or 1
+        return tuple(n for n in range(least, self.workers.count + 1) if self.data.batch % (n * chunk) == 0)
+
+    @property
     def ray_cpus(self) -> float:
-        """Ray CPUs that workers and loaders take together."""
-        return self.workers.count * (self.workers.cpus + self.loader.tasks * self.loader.cpus_per_task)
+        """Ray CPUs that the fewest workers and their loaders take together."""
+        return self.worlds[0] * (self.workers.cpus + self.loader.tasks * self.loader.cpus_per_task)
 
     @property
     def fingerprint(self) -> str:
@@ -150,6 +191,7 @@ class PretrainJob(Job):
             raise ValueError(
                 f"data.batch: expected a multiple of workers.count ({self.workers.count}), came {self.data.batch}"
             )
+        self._check_least()
         self.objective.check(self.model, self.data.batch // self.workers.count)
         if self.model.region_width is not None and not self.objective.views.regions:
             raise ValueError(
@@ -172,6 +214,18 @@ class PretrainJob(Job):
                 f"schedule.pairs: expected at least one batch ({self.data.batch}), came {self.schedule.pairs}"
             )
         return self
+
+    def _check_least(self) -> None:
+        least = self.workers.least
+        if least is None:
+            return
+        if least > self.workers.count:
+            raise ValueError(f"workers.least: expected at most workers.count ({self.workers.count}), came {least}")
+        if self.objective.compares_a_workers_pairs:
+            raise ValueError(
+                f"workers.least: expected null with objective {self.objective.name}, which compares the pairs of a "
+                f"worker with each other, so that their number is part of the result, came {least}"
+            )
 
     def _check_micro_batch(self) -> None:
         micro_batch, share = self.data.micro_batch, self.data.batch // self.workers.count

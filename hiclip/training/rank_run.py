@@ -4,48 +4,42 @@ Ray as it runs in a test.
 
 from __future__ import annotations
 
-import time
+import contextlib
+import gc
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from hiclip.batch import Batch
-from hiclip.distributed import rank, world
+from hiclip.distributed import of_all_ranks, rank, world
 from hiclip.model.two_towers import TwoTowers
-from hiclip.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    TrainState,
-    begin_checkpoint,
-    checkpoint_name,
-    complete_checkpoint,
-    prune_checkpoints,
-    read_checkpoint,
-    write_contents,
-)
+from hiclip.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from hiclip.training.engine import Engine, PlainEngine, Pretraining
 from hiclip.training.history import StepRow
-from hiclip.training.job_cost import training_flops
-from hiclip.training.loop import Plan, train
-from hiclip.training.mlflow_tracker import recorded_run_id
+from hiclip.training.loop import NotFiniteError, Plan, Wish, train
 from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.profile import profiled
+from hiclip.training.saving import LeftOut, RunPlace, Saver
 from hiclip.training.schedule import rate_factor_of_step
-from pipeline.jobfile import resolved_yaml
+from pipeline.jobfile import EndedEarlyError
 from pipeline.storage import folder
 
+DIVERGED = "diverged.json"
+"""Names, in a run's folder, the batches whose numbers were not finite."""
+_BROKEN_JUDGED_AFTER = 10_000
 
-@dataclass(frozen=True)
-class RunPlace:
-    """Where a run lives and what it was made from; the same on every rank."""
 
-    run_folder: str
-    """Absolute path or s3://."""
-    manifest_fingerprint: str
-    commit: str | None
-    steps: int | None = None
-    """Steps after which the run ends, as if it were stopped there; None: those of the job."""
+class RunFailedError(EndedEarlyError):
+    """The run cannot go on, on all ranks alike and however often it is started: to start it again would not help."""
+
+
+class DivergedError(RunFailedError):
+    """Loss or gradient are not finite, and going back did not help."""
+
+
+class BrokenPicturesError(RunFailedError):
+    """More of the pictures than the job allows cannot be decoded."""
 
 
 def run_rank(
@@ -55,33 +49,85 @@ def run_rank(
     batches_from: Callable[[int], Iterable[Batch]],
     on_step: Callable[[StepRow], None],
     device: torch.device | str = "cpu",
-) -> None:
-    """Trains from the checkpoint `newest` (None: from the start; the same on all ranks) to the end of the run.
+    wish: Callable[[], Wish] = Wish,
+) -> bool:
+    """Trains from the checkpoint `newest` (None: from the start; the same on all ranks) to the end of the run, or until
+    some rank wishes to stop; -> whether the end was reached.
 
     `batches_from(step)` gives this rank's batches, on `device`, from that step to the run's last. When this returns,
-    the last checkpoint is whole.
+    the last checkpoint is whole. Where numbers are not finite the step is skipped; if that happens too often in a row
+    the run goes back to its newest checkpoint and leaves those batches out, and the one before them, whose update led
+    there; in the end it raises DivergedError.
     """
-    module, checkpoint = build_module(job), None if newest is None else read_checkpoint(newest)
-    if checkpoint is not None:
-        _check_dataset(checkpoint, place)
-        module.load_state_dict(checkpoint.weights())
-    engine = make_engine(job, module.to(device))
-    saver = _Saver(job, place, engine)
-    if checkpoint is not None:
-        engine.set_optimizer_state(checkpoint.optimizer_state())
-        saver.history = checkpoint.history()
+    left_out: LeftOut | None = None
+    while True:
+        resumed = None if newest is None else read_checkpoint(newest)
+        if resumed is not None:
+            _check_dataset(resumed, place)
+            stored = LeftOut(resumed.state.left_out, resumed.state.rollbacks)
+            left_out = left_out or stored
+        with contextlib.closing(Saver(job, place, resumed, left_out or LeftOut())) as saver:
+            try:
+                return _train(job, saver, resumed, left_out or LeftOut(), batches_from, on_step, device, wish)
+            except NotFiniteError as error:
+                left_out = _given_up(job, place, left_out or LeftOut(), error)
+            newest = saver.newest()
+        gc.collect()  # the spoilt engine, before there is a second one
 
-    def note(row: StepRow, wished: bool) -> None:
+
+def _train(
+    job: PretrainJob,
+    saver: Saver,
+    resumed: Checkpoint | None,
+    left_out: LeftOut,
+    batches_from: Callable[[int], Iterable[Batch]],
+    on_step: Callable[[StepRow], None],
+    device: torch.device | str,
+    wish: Callable[[], Wish],
+) -> bool:
+    """`run_rank` until a number is not finite for too long."""
+    module = build_module(job)
+    if resumed is not None:
+        module.load_state_dict(resumed.weights())
+    engine = make_engine(job, module.to(device))
+    if resumed is not None:
+        engine.set_optimizer_state(resumed.optimizer_state())
+    broken = sum(row.broken for row in saver.history)
+
+    def wished() -> Wish:
+        asked = wish()
+        return asked._replace(save=asked.save or saver.is_late())
+
+    def note(row: StepRow, asked: Wish) -> None:
+        nonlocal broken
         saver.history.append(row)
         on_step(row)
-        if wished or saver.is_due(row.seen):
-            saver.save(row.seen)
+        profile_step()
+        broken += row.broken
+        if broken > job.loader.broken_share * max(row.seen, min(saver.pairs, _BROKEN_JUDGED_AFTER)):
+            raise BrokenPicturesError(
+                f"loader.broken_share: expected at most {job.loader.broken_share:g} of the pictures to be broken, "
+                f"came {broken:,} of {row.seen:,}; {job.data.dataset} may be damaged"
+            )
+        if asked.save or asked.stop or saver.is_due():
+            saver.save(engine)
 
     first_step = saver.seen // job.data.batch
-    plan = Plan(first_step, job.data.batch, job.seed, lambda step: learning_rate(job, step), saver.is_late)
-    train(engine, batches_from(first_step), plan, note)
-    if saver.seen != saver.pairs:
+    plan = Plan(
+        first_step,
+        job.data.batch,
+        job.seed,
+        lambda step: learning_rate(job, step),
+        wished,
+        frozenset(left_out.steps),
+        job.divergence.skipped_in_a_row,
+    )
+    with profiled(job.profile, saver.run_folder) as profile_step:
+        reached = train(engine, batches_from(first_step), plan, note)
+    saver.finish()
+    if reached and saver.seen != saver.pairs:
         raise RuntimeError(f"the data ended after {saver.seen} of {saver.pairs} pairs")
+    return reached
 
 
 def build_module(job: PretrainJob) -> Pretraining:
@@ -111,57 +157,20 @@ def _check_dataset(checkpoint: Checkpoint, place: RunPlace) -> None:
         raise CheckpointError(f"{checkpoint.place.root}: was trained on another dataset than the job's is now")
 
 
-class _Saver:
-    """Writes checkpoints together with the other ranks, and keeps what goes into them."""
-
-    def __init__(self, job: PretrainJob, place: RunPlace, engine: Engine) -> None:
-        self.history: list[StepRow] = []
-        self._job, self._place, self._engine = job, place, engine
-        self.pairs = (place.steps or job.steps) * job.data.batch
-        self._saved_at = time.monotonic()
-
-    @property
-    def seen(self) -> int:
-        return self.history[-1].seen if self.history else 0
-
-    def is_due(self, seen: int) -> bool:
-        every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
-        return seen // every > (seen - batch) // every or seen == self.pairs
-
-    def is_late(self) -> bool:
-        """Whether the last checkpoint, or the start, is too long ago, by the clock of this rank."""
-        minutes = self._job.checkpoints.every_minutes
-        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-
-    def save(self, seen: int) -> None:
-        # All ranks hand in their parts; one writes.
-        weights, optimizer = self._engine.weights(), self._engine.optimizer_state()
-        if rank() == 0:
-            target = folder(self._place.run_folder).child(checkpoint_name(seen))
-            begin_checkpoint(target)
-            write_contents(
-                target, weights, optimizer, self._job.model, resolved_yaml(self._job), self._state(), self.history
-            )
-            complete_checkpoint(target)
-            prune_checkpoints(self._place.run_folder, self._job.checkpoints.keep)
-        _wait_for_all()
-        self._saved_at = time.monotonic()
-
-    def _state(self) -> TrainState:
-        return TrainState(
-            step=self.seen // self._job.data.batch,
-            seen=self.seen,
-            world=world(),
-            seconds=sum(row.seconds for row in self.history),
-            wait_s=sum(row.wait_s for row in self.history),
-            job_fingerprint=self._job.fingerprint,
-            manifest_fingerprint=self._place.manifest_fingerprint,
-            train_flops=training_flops(self._job, self.seen),
-            mlflow_run_id=recorded_run_id(self._place.run_folder),
-            commit=self._place.commit,
-        )
-
-
-def _wait_for_all() -> None:
-    if world() > 1:
-        dist.barrier()
+def _given_up(job: PretrainJob, place: RunPlace, left_out: LeftOut, error: NotFiniteError) -> LeftOut:
+    """What is left out from now on. DivergedError, after the pairs have been written down, if that was tried before."""
+    ids = of_all_ranks(error.skipped)
+    steps = sorted(error.skipped)
+    if rank() == 0:
+        batches = [{"step": step, "pair_ids": [name for part in ids for name in part[step]]} for step in steps]
+        report = {"seen": error.row.seen, "losses": {name: repr(loss) for name, loss in error.row.parts.items()}}
+        folder(place.run_folder).write_text(DIVERGED, json.dumps({**report, "batches": batches}, indent=1) + "\n")
+    if left_out.rollbacks >= job.divergence.rollbacks:
+        raise DivergedError(
+            f"after {error.row.seen:,} pairs loss or gradient are not finite ({error}): {len(steps)} steps in a row, "
+            f"after {left_out.rollbacks} rollbacks (divergence.skipped_in_a_row, divergence.rollbacks); first pair "
+            f"{ids[0][steps[0]][0]}, all are in "
+            f"{folder(place.run_folder).join(DIVERGED)}"
+        ) from None
+    again = {*left_out.steps, max(steps[0] - 1, 0), *steps}
+    return LeftOut(tuple(sorted(again)), left_out.rollbacks + 1)

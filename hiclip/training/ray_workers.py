@@ -1,20 +1,24 @@
 """Runs a job on Ray Train's workers and hears of every step (door: ray.train).
 
-What Ray does here: place one worker a device, connect them (gloo or NCCL), send all back to the start when one is lost.
-What it does not: hold our checkpoints. `ray.train.report` would copy them to a folder that only this run's Ray knows,
-and it is a barrier that every rank must enter; ours lie in the run's folder, are read by name, and outlive Ray. So a
-restarted worker looks for the newest whole checkpoint itself, and steps reach the driver through a mailbox.
+What Ray does here: place one worker a device, connect them (gloo or NCCL), send all back to the start when one is lost,
+tell them when a machine of theirs is about to be taken away, and use more or fewer of them as the cluster grows and
+shrinks. What it does not: hold our checkpoints. `ray.train.report` would copy them to a folder that only this run's Ray
+knows, and it is a barrier that every rank must enter; ours lie in the run's folder, are read by name, and outlive Ray.
+So a restarted worker looks for the newest whole checkpoint itself, and steps reach the driver through a mailbox.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.train
@@ -24,15 +28,18 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from hiclip.batch import Batch
 from hiclip.data.ray_stream import rank_stream
 from hiclip.data.stream_plan import StreamPlan
 from hiclip.training.checkpoint import newest_checkpoint
 from hiclip.training.history import StepRow
+from hiclip.training.loop import Wish
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
-from pipeline.jobfile import InputError, JobError
+from hiclip.training.rank_run import RunFailedError, run_rank
+from hiclip.training.saving import RunPlace
+from pipeline.jobfile import EndedEarlyError, InputError, JobError
 
 log = logging.getLogger(__name__)
 
@@ -57,38 +64,71 @@ class WorkerTask:
     """Its dataset is an absolute path or s3://: Ray moves workers to a directory of its own."""
 
 
-def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], None]) -> None:
+class StoppedError(EndedEarlyError):
+    """The run was asked to stop and did so after a checkpoint."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -> None:
     """Trains the job to its end; `on_steps` hears, on another thread and in order, of the steps as they are done.
 
-    After a restart steps come again from the checkpoint on. Raises the worker's own InputError if that is what ended
-    the run for good, else Ray's TrainingFailedError.
+    After a restart steps come again from the checkpoint on. A SIGTERM, the first one, lets the workers write a
+    checkpoint and end: StoppedError. Raises RunFailedError if the run cannot go on, the worker's own InputError if that
+    is what ended it for good, else Ray's TrainingFailedError.
     """
     _check_room(task.job)
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    done = threading.Event()
-    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done), name="steps", daemon=True)
+    done, stop = threading.Event(), threading.Event()
+    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done, stop), name="steps", daemon=True)
     reader.start()
     try:
-        with tempfile.TemporaryDirectory(prefix="hiclip-ray-train-") as notes:
+        with tempfile.TemporaryDirectory(prefix="hiclip-ray-train-") as notes, _sets_at_sigterm(stop):
             _trainer(task, mailbox, notes).fit()
+        end = ray.get(mailbox.end.remote())
     except ray.train.WorkerGroupError as error:
         raise _own(error) from error
     finally:
         done.set()
         reader.join()
         ray.kill(mailbox)
+    if end is not None:
+        raise end
+
+
+@contextlib.contextmanager
+def _sets_at_sigterm(stop: threading.Event) -> Iterator[None]:
+    """The first SIGTERM sets the event, another one does what it did before. Only the main thread hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _trainer(task: WorkerTask, mailbox: object, notes: str) -> TorchTrainer:
     """Ray Train's trainer; `notes` is a folder on this machine for what its controller writes down about itself."""
     job = task.job
     resources = {"CPU": job.workers.cpus, **({"GPU": job.workers.gpus} if job.workers.gpus else {})}
-    return TorchTrainer(
+    fewest = job.workers.count if job.workers.least is None else min(job.worlds)
+    return _Trainer(
+        job.worlds,
         _train_worker,
         train_loop_config={"task": task, "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if job.workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.workers.count, use_gpu=job.workers.gpus > 0, resources_per_worker=resources
+            num_workers=job.workers.count if fewest == job.workers.count else (fewest, job.workers.count),
+            use_gpu=job.workers.gpus > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=60 * job.workers.resize_minutes,
         ),
         run_config=RunConfig(
             name=f"{job.name}-{job.fingerprint[:12]}",
@@ -100,6 +140,32 @@ def _trainer(task: WorkerTask, mailbox: object, notes: str) -> TorchTrainer:
             worker_runtime_env={"env_vars": _KEEP_MEMORY},
         ),
     )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
+    """Ray's trainer, whose groups have sizes that the batch can be shared among."""
+
+    def __init__(self, worlds: tuple[int, ...], *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._worlds = worlds
+
+    def _initialize_and_run_controller(self, **named: Any) -> Any:
+        # Ray offers no setting for this, nor a policy of one's own.
+        if self.scaling_config.elasticity_enabled:
+            named["scaling_policy"] = _SizesThatShare(self.scaling_config, self._worlds)
+        return super()._initialize_and_run_controller(**named)
+
+
+class _SizesThatShare(ElasticScalingPolicy):  # type: ignore[misc]  # Ray ships no types
+    """Ray's policy for a group that grows and shrinks, rounded down to sizes that divide the batch."""
+
+    def __init__(self, scaling_config: ScalingConfig, worlds: tuple[int, ...]) -> None:
+        super().__init__(scaling_config)
+        self._worlds = worlds
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((world for world in self._worlds if world <= possible), default=0)
 
 
 def _check_room(job: PretrainJob) -> None:
@@ -143,14 +209,63 @@ def _train_worker(config: dict[str, object]) -> None:
         steps = rank_stream(task.plan, task.job.loader, first_step, last_step, rank, world)
         return (step.to_batch(get_device()) for step in steps)
 
-    run_rank(task.job, task.place, newest, batches, post, get_device())
+    end: EndedEarlyError | None = None
+    try:
+        if not run_rank(task.job, task.place, newest, batches, post, get_device(), _Notices(mailbox, rank).wish):
+            end = StoppedError(
+                f"stopped after a checkpoint in {task.place.run_folder}; the same command goes on from it"
+            )
+    except RunFailedError as error:  # raised on all ranks: Ray is not to start them again
+        end = error
+    if rank == 0:
+        ray.get(mailbox.ended.remote(end))  # type: ignore[attr-defined]
+
+
+class _Notices:
+    """What a worker is asked for: by its driver through the mailbox, by Ray when a machine will be taken away."""
+
+    def __init__(self, mailbox: object, rank: int) -> None:
+        self._mailbox, self._rank = mailbox, rank
+        self._answer: ray.ObjectRef | None = None
+        self._known: set[str] = set()
+
+    def wish(self) -> Wish:
+        """Every rank must ask as often as the others."""
+        info = ray.train.get_preemption_info()
+        lost = set(info.preempted_node_ids) if info is not None else set()
+        fresh, self._known = lost - self._known, self._known | lost
+        return Wish(save=bool(fresh), stop=self._rank == 0 and self._stop_is_wished())
+
+    def _stop_is_wished(self) -> bool:
+        """The mailbox's answer to an earlier question: none is waited for."""
+        wished = False
+        if self._answer is not None:
+            if not ray.wait([self._answer], timeout=0)[0]:
+                return False
+            wished = bool(ray.get(self._answer))
+        self._answer = self._mailbox.stop_is_wished.remote()  # type: ignore[attr-defined]
+        return wished
 
 
 class _Mailbox:
-    """Holds steps until the driver takes them."""
+    """Holds steps until the driver takes them, and what the driver wishes until the workers ask."""
 
     def __init__(self) -> None:
         self._rows: list[StepRow] = []
+        self._stop = False
+        self._end: EndedEarlyError | None = None
+
+    def wish_stop(self) -> None:
+        self._stop = True
+
+    def stop_is_wished(self) -> bool:
+        return self._stop
+
+    def ended(self, end: EndedEarlyError | None) -> None:
+        self._end = end
+
+    def end(self) -> EndedEarlyError | None:
+        return self._end
 
     def post(self, row: StepRow) -> None:
         self._rows.append(row)
@@ -160,10 +275,15 @@ class _Mailbox:
         return rows
 
 
-def _read(mailbox: object, on_steps: Callable[[list[StepRow]], None], done: threading.Event) -> None:
-    last = False
+def _read(
+    mailbox: object, on_steps: Callable[[list[StepRow]], object], done: threading.Event, stop: threading.Event
+) -> None:
+    last = told = False
     while not last:
         last = done.wait(_POLL_S)  # once more after the end, for what came since
+        if stop.is_set() and not told:
+            told = True
+            mailbox.wish_stop.remote()  # type: ignore[attr-defined]
         rows = ray.get(mailbox.take.remote())  # type: ignore[attr-defined]
         if rows:
             on_steps(rows)

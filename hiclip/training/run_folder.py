@@ -9,6 +9,7 @@ result.json    all numbers of the finished run, written last
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class PretrainResult:
     loss: float
     """Of the last step, in nats."""
     losses: tuple[tuple[int, float], ...]
-    """(seen, loss) of every step."""
+    """(seen, loss) of every step whose loss is a number."""
     pairs_per_s: float
     """Pairs a second over all steps of all starts; starting and saving are not in it."""
     seconds: float
@@ -54,6 +55,14 @@ class PretrainResult:
     manifest_fingerprint: str
     commit: str | None
     mlflow_run_id: str | None
+    gather_share: float = 0.0
+    """Share of `seconds` spent gathering vectors from all workers, waiting for the last one included."""
+    checkpoint_share: float = 0.0
+    """Time that checkpoints took from training, of all time."""
+    broken: int = 0
+    """Pictures that could not be decoded and were replaced."""
+    not_applied: tuple[int, ...] = ()
+    """`seen` after the steps that moved no weight: numbers were not finite there, or their batches were left out."""
 
 
 def claim(job: PretrainJob) -> None:
@@ -85,7 +94,9 @@ def finished(job: PretrainJob, manifest: Manifest) -> PretrainResult | None:
     if not place.exists(RESULT):
         return None
     content = json.loads(place.read_text(RESULT))
-    result = PretrainResult(**{**content, "losses": tuple((seen, loss) for seen, loss in content["losses"])})
+    losses = tuple((seen, loss) for seen, loss in content["losses"])
+    not_applied = tuple(content.get("not_applied", ()))
+    result = PretrainResult(**{**content, "losses": losses, "not_applied": not_applied})
     if result.manifest_fingerprint != manifest.fingerprint:
         raise DatasetError(
             f"{job.data.dataset}: the finished run in {place.root} was trained on dataset "
@@ -107,16 +118,21 @@ def finish(job: PretrainJob, mlflow_run_id: str | None) -> PretrainResult:
 
 def _result(job: PretrainJob, checkpoint: Checkpoint, rows: list[StepRow], mlflow_run_id: str | None) -> PretrainResult:
     state = checkpoint.state
+    paused = sum(row.checkpoint_s for row in rows)
     return PretrainResult(
         run_folder=folder(job.out).root,
         checkpoint=checkpoint.place.root,
         seen=state.seen,
         steps=state.step,
-        loss=rows[-1].loss,
-        losses=tuple((row.seen, row.loss) for row in rows),
+        loss=next((row.loss for row in reversed(rows) if math.isfinite(row.loss)), math.nan),
+        losses=tuple((row.seen, row.loss) for row in rows if math.isfinite(row.loss)),
         pairs_per_s=state.seen / state.seconds,
         seconds=state.seconds,
         loader_wait_share=state.wait_s / state.seconds,
+        gather_share=sum(row.gather_s for row in rows) / state.seconds,
+        checkpoint_share=paused / (state.seconds + paused),
+        broken=sum(row.broken for row in rows),
+        not_applied=tuple(row.seen for row in rows if not row.applied),
         parameters=parameters(job.model),
         train_flops=training_flops(job, state.seen),
         job_fingerprint=state.job_fingerprint,

@@ -16,7 +16,8 @@ from hiclip.data.stream_plan import StreamPlan
 from hiclip.training.checkpoint import newest_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 
 
 def run_here(job: PretrainJob, place: RunPlace, plan: StreamPlan, on_step: Callable[[StepRow], None]) -> None:

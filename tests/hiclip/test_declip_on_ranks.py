@@ -17,7 +17,8 @@ from hiclip.distributed import rank, world
 from hiclip.training.checkpoint import read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 
 
 def job_of(out: str) -> PretrainJob:

@@ -21,7 +21,8 @@ from hiclip.training import deepspeed_engine
 from hiclip.training.checkpoint import load_towers, newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 
 CASES = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (None, 2)] + [(3, None)]
 """ZeRO stage, and how many of a rank's four pairs are encoded at once."""

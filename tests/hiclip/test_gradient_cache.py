@@ -26,7 +26,8 @@ from hiclip.training.engine import Pretraining
 from hiclip.training.gradient_cache import encode_in_chunks
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, build_module, run_rank
+from hiclip.training.rank_run import build_module, run_rank
+from hiclip.training.saving import RunPlace
 
 PAIRS = 24
 

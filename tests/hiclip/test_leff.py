@@ -19,7 +19,8 @@ from hiclip.model.transformer import Layer
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import load_towers
 from hiclip.training.history import StepRow
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 
 WIDTH, GRID = 6, 5
 SETTINGS = ModelSettings(

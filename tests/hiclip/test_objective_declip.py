@@ -26,7 +26,8 @@ from hiclip.pretrain import stream_plan
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 from hiclip.training.this_process import run_here
 from pipeline.jobfile import JobError
 

@@ -21,7 +21,7 @@ from small_run import small_job
 from hiclip.pretrain import plan, pretrain, run, stream_plan
 from hiclip.training.history import StepRow, from_csv
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace
+from hiclip.training.saving import RunPlace
 from hiclip.training.source_commit import source_commit
 from hiclip.training.this_process import run_here
 from pipeline.command import run_command

@@ -18,7 +18,8 @@ from hiclip.training.cost import forward_flops_per_pair, image_flops, region_flo
 from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, worker_memory
 from hiclip.training.pretrain_bill import bill, hours
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 from pipeline.jobfile import JobError, make_job, resolved
 from pipeline.manifest import DatasetError, Manifest
 

@@ -13,7 +13,8 @@ from small_run import random_batches, small_job
 from hiclip.pretrain import plan, run, verify
 from hiclip.training.checkpoint import OPTIMIZER, newest_checkpoint
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.rank_run import RunPlace, run_rank
+from hiclip.training.rank_run import run_rank
+from hiclip.training.saving import RunPlace
 from hiclip.training.verify_resume import verify_resume
 from pipeline.command import run_command
 from pipeline.jobfile import JobError, resolved_yaml
