@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import ray
 
-from pipeline.jobfile import RaySettings
+from pipeline.jobfile import JobError, RaySettings
 
 
 @contextlib.contextmanager
@@ -26,7 +26,10 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise JobError(f"RAY_ADDRESS: no Ray could be reached at {address}: {error.__cause__ or error}") from error
     else:
         # A token for this process and its children alone. Without it Ray would write one to ~/.ray, and every later
         # `ray start` on this machine would ask `ray job submit` for it.

@@ -29,6 +29,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hiclip.batch import Batch
 from hiclip.data.ray_stream import rank_stream
@@ -78,7 +79,9 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -
     is what ended it for good, else Ray's TrainingFailedError.
     """
     _check_room(task.job)
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    # With the driver, or it could be lost with a machine that the run can do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
     done, stop = threading.Event(), threading.Event()
     reader = threading.Thread(target=_read, args=(mailbox, on_steps, done, stop), name="steps", daemon=True)
     reader.start()
