@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -102,6 +103,18 @@ def test_a_killed_driver_run_again_gives_the_undisturbed_run(
 
     assert command(job, tmp_path) == 0
     assert "is finished: 1,600 pairs seen" in capsys.readouterr().out
+    check_registered(job, tmp_path, result)
+
+
+def check_registered(job: PretrainJob, runs: Path, result: dict[str, Any]) -> None:
+    """The final model is in MLflow's registry, once, with its parents."""
+    from mlflow import MlflowClient
+
+    (version,) = MlflowClient(f"sqlite:///{runs}/mlflow.db").search_model_versions(f"name='{job.name}'")
+    assert (version.source, version.run_id) == (result["checkpoint"], result["mlflow_run_id"])
+    keys = ("checkpoint", "job_fingerprint", "manifest_fingerprint", "commit", "seen", "loss")
+    assert version.tags == {key: str(result[key]) for key in keys}
+    assert version.description == f"Load it with hiclip.training.checkpoint.load_towers('{result['checkpoint']}')."
 
 
 def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
@@ -171,6 +184,10 @@ def test_plain_mistakes_end_with_code_2_and_one_line(
     assert "data.batch: expected a multiple of workers.count (3)" in refused("workers.count=3", "engine.name=deepspeed")
     assert "no dataset here; build it first" in refused(f"data.dataset={tmp_path}/nowhere")
     assert not (tmp_path / "run").exists(), "a mistake leaves nothing behind"
+    nobody = "http://127.0.0.1:1"
+    line = refused(f"mlflow.tracking_uri={nobody}")
+    assert line.endswith(f"mlflow.tracking_uri: {nobody} cannot be reached: [Errno 111] Connection refused")
+    assert not (tmp_path / "run").exists(), "told before anything is written"
     (tmp_path / "blocked").write_text("a file where the folder should be")
     assert f"{tmp_path}/blocked" in refused(f"out={tmp_path}/blocked/run")
 
