@@ -38,7 +38,7 @@ UNDELIVERED = "mlflow_undelivered.jsonl"
 """File in a run's folder with what MLflow did not take before the run ended."""
 PATIENCE_S = 120.0
 """How long `run_id` and `close` wait for MLflow before they go on without it."""
-_ANSWERS_WITHIN_S = 5.0  # at the start of a command
+_ANSWERS_WITHIN_S = 5.0  # a server that is there
 _LONGEST_PAUSE_S = 30.0  # between two tries
 _MOST_METRICS = 1000  # of one request: MLflow's limit
 _LONGEST_PARAM = 6000  # characters: MLflow's limit
@@ -342,6 +342,7 @@ class MlflowTracker:
         """The call's result, tried again for as long as the server is away. Raises what the server refuses it with."""
         pause, failures = 0.5, 0
         while True:
+            began = time.monotonic()
             try:
                 result = call()
             except Exception as error:  # each of the vendors below MLflow has its own
@@ -349,8 +350,8 @@ class MlflowTracker:
                     self._is_back()
                     raise
                 failures += 1
-                # The first may be a connection that was left open too long.
-                if failures == 2 and self._away_since is None:
+                # One that fails at once may be a connection that was left open too long.
+                if self._away_since is None and (failures == 2 or time.monotonic() - began > _ANSWERS_WITHIN_S):
                     self._away_since = time.monotonic()
                     log.warning(
                         "MLflow at %s is away; its numbers are kept and sent later: %s", self._shown, _reason(error)

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -103,18 +102,6 @@ def test_a_killed_driver_run_again_gives_the_undisturbed_run(
 
     assert command(job, tmp_path) == 0
     assert "is finished: 1,600 pairs seen" in capsys.readouterr().out
-    check_registered(job, tmp_path, result)
-
-
-def check_registered(job: PretrainJob, runs: Path, result: dict[str, Any]) -> None:
-    """The final model is in MLflow's registry, once, with its parents."""
-    from mlflow import MlflowClient
-
-    (version,) = MlflowClient(f"sqlite:///{runs}/mlflow.db").search_model_versions(f"name='{job.name}'")
-    assert (version.source, version.run_id) == (result["checkpoint"], result["mlflow_run_id"])
-    keys = ("checkpoint", "job_fingerprint", "manifest_fingerprint", "commit", "seen", "loss")
-    assert version.tags == {key: str(result[key]) for key in keys}
-    assert version.description == f"Load it with hiclip.training.checkpoint.load_towers('{result['checkpoint']}')."
 
 
 def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
@@ -265,6 +252,27 @@ def test_a_finished_run_on_another_dataset_is_refused(
     (tmp_path / "run" / "job.yaml").write_text(resolved_yaml(moved))
     assert command(moved, tmp_path) == 2
     assert "the finished run in" in capsys.readouterr().err
+
+
+def test_the_final_model_is_registered_with_its_parents(dataset: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from hiclip.pretrain import _record_end
+    from hiclip.training.mlflow_tracker import open_tracker
+    from hiclip.training.run_folder import claim, finish
+
+    job = small_job(str(tmp_path / "run"), str(dataset))
+    claim(job)
+    undisturbed(job, tmp_path / "run")
+    result = finish(job, None)
+    tracker = open_tracker(job.mlflow, job.out, job.name)
+    _record_end(job, tracker, result)
+    (version,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_model_versions(f"name='{job.name}'")
+    assert (version.source, version.run_id) == (result.checkpoint, tracker.run_id)
+    keys = ("checkpoint", "job_fingerprint", "manifest_fingerprint", "seen", "loss")
+    expected = {key: str(getattr(result, key)) for key in keys}
+    assert version.tags == expected | {"commit": result.commit or "not a git checkout"}
+    assert version.description == f"Load it with hiclip.training.checkpoint.load_towers('{result.checkpoint}')."
 
 
 def test_the_commit_is_the_checkouts() -> None:
