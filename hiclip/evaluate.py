@@ -34,13 +34,18 @@ def _run(job: EvaluateJob) -> str:
     from hiclip.evaluation.run_evaluation import evaluate
     from hiclip.evaluation.run_sets import measured_before
     from hiclip.evaluation.watched_blocks import WatchedBlocks
+    from hiclip.training.mlflow_tracker import check_reachable, deliver_rest
     from pipeline.ray_session import ray_session
 
-    asked, out = ask(job), folder(job.out).make()
+    asked, out = ask(job), folder(job.out)
     outcome = finished_outcome(out, asked.key)
     if outcome is not None:
         console.print(f"evaluate: {out.root} is finished: {asked.model.training}; nothing was computed")
+        run_id = None if asked.model.state is None else asked.model.state.mlflow_run_id
+        deliver_rest(job.mlflow, job.out, job.name, run_id, adds=True)
     else:
+        check_reachable(job.mlflow, job.out)
+        out.make()
         console.print(f"evaluate: {asked.model.root}, {asked.model.training}")
         for content in asked.contents:
             if measured_before(asked, content, out):
@@ -55,7 +60,7 @@ def _run(job: EvaluateJob) -> str:
 def _show(job: EvaluateJob, outcome: Outcome) -> None:
     """The table, one tree, and where to look."""
     from hiclip.evaluation.table import results_table
-    from hiclip.training.mlflow_tracker import tracking_uri
+    from hiclip.training.mlflow_tracker import tracking_uri, without_secrets
 
     out = folder(job.out)
     console.print()
@@ -68,7 +73,8 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
         console.print(
             f"drawings  {len(outcome.pictures)} beside it, e.g. {out.join(outcome.pictures[0])}", markup=False
         )
-    console.print(f"MLflow    mlflow ui --backend-store-uri {tracking_uri(job.mlflow, job.out)}", markup=False)
+    uri = without_secrets(tracking_uri(job.mlflow, job.out))
+    console.print(f"MLflow    mlflow ui --backend-store-uri {uri}", markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -18,7 +18,7 @@ from hiclip.model.sizes import resolve
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.live_progress import TrainingProgress
-from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id
+from hiclip.training.mlflow_tracker import check_reachable, deliver_rest, open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
@@ -49,6 +49,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
     result = finished(job, manifest)
     if result is not None:
         console.print(f"pretrain: {result.run_folder} is finished: {result.seen:,} pairs seen, loss {result.loss:.3f}")
+        deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
         return result
     _announce(job)
     stream = stream_plan(job)
@@ -59,7 +60,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, EndedEarlyError) and error.exit_code > 1 else "FAILED")
         raise
-    _record_end(tracker, result)
+    _record_end(job, tracker, result)
     return result
 
 
@@ -115,17 +116,41 @@ def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -
     return finish(job, tracker.run_id or recorded_run_id(job.out))
 
 
-def _record_end(tracker: Tracker, result: PretrainResult) -> None:
+def _record_end(job: PretrainJob, tracker: Tracker, result: PretrainResult) -> None:
     summary = {
         "pairs_per_s_of_run": result.pairs_per_s,
         "loader_wait_share_of_run": result.loader_wait_share,
+        "gather_share_of_run": result.gather_share,
+        "checkpoint_share_of_run": result.checkpoint_share,
         "parameters": result.parameters,
         "train_flops": result.train_flops,
     }
     tracker.metrics(summary, result.seen)
     tracker.tag("checkpoint", result.checkpoint)
     _artifact(tracker, "losses.csv", folder(result.run_folder).read_text("losses.csv"))
+    _register(job, tracker, result)
     tracker.close()
+
+
+def _register(job: PretrainJob, tracker: Tracker, result: PretrainResult) -> None:
+    name = job.mlflow.registered_model
+    if name is False:
+        return
+    place = folder(result.checkpoint)
+    tags = {
+        "job_fingerprint": result.job_fingerprint,
+        "manifest_fingerprint": result.manifest_fingerprint,
+        "commit": result.commit or "not a git checkout",
+        "seen": result.seen,
+        "loss": result.loss,
+    }
+    tracker.model(
+        job.name if name is True else name,
+        place.root,
+        {file: place.read_text(file) for file in ("model.json", "job.yaml")},
+        tags,
+        f"Load it with hiclip.training.checkpoint.load_towers('{place.root}').",
+    )
 
 
 def _artifact(tracker: Tracker, name: str, text: str) -> None:
@@ -145,6 +170,8 @@ def plan(job: PretrainJob) -> RenderableType:
 
 def run(job: PretrainJob) -> str:
     """Carries the job out and returns the path of its result.json."""
+    if not folder(job.out).exists(RESULT):
+        check_reachable(job.mlflow, job.out)
     result = pretrain(job)
     console.print(
         f"pretrain: {result.seen:,} pairs in {result.steps:,} steps, loss {result.loss:.3f}, "

@@ -41,13 +41,20 @@ from hiclip.scaling.study_folder import (
     write_table,
 )
 from hiclip.scaling.study_view import StudyProgress, findings_table
-from hiclip.training.mlflow_tracker import open_tracker, recorded_run_id, tracking_uri
+from hiclip.training.mlflow_tracker import (
+    check_reachable,
+    deliver_rest,
+    open_tracker,
+    recorded_run_id,
+    tracking_uri,
+    without_secrets,
+)
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import resolved
 from pipeline.manifest import read_manifest
-from pipeline.storage import absolute
+from pipeline.storage import absolute, folder
 
 
 def scale(job: ScaleJob) -> str:
@@ -57,10 +64,13 @@ def scale(job: ScaleJob) -> str:
     """
     ladder = read_ladder(job)
     job.error.set.load()  # or every rung would be trained before one finds that it cannot be asked
+    if not folder(job.out).exists(RESULT):
+        check_reachable(job.mlflow, job.out)
     study = open_study(job, ladder, read_manifest(ladder.rungs[0].job.data.dataset).fingerprint)
     earlier = finished(study)
     if earlier is not None:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}")
+        deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out))
         return study.place.join(RESULT)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out))
     try:
@@ -116,12 +126,13 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
 def _placed(study: Study, rung: Rung) -> PretrainJob:
     """The rung's job with its place in the study. All paths are absolute: a trial runs in a directory of its own."""
     job = study.job
+    uri = without_secrets(tracking_uri(job.mlflow, job.out))  # a rung's job is stored
     return rung.job.model_copy(
         update={
             "name": f"{job.name}-{rung.id}",
             "out": study.place.join(f"rungs/{rung.id}"),
             "ray": job.ray,
-            "mlflow": job.mlflow.model_copy(update={"tracking_uri": tracking_uri(job.mlflow, job.out)}),
+            "mlflow": job.mlflow.model_copy(update={"tracking_uri": uri, "registered_model": False}),
             "data": rung.job.data.model_copy(update={"dataset": absolute(rung.job.data.dataset)}),
         }
     )

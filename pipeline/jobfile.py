@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.job_mistakes import mistake
 
@@ -66,6 +66,18 @@ class MlflowSettings(Settings):
     """Name of the MLflow experiment."""
     tracking_uri: str | None = None
     """Null: an SQLite file `mlflow.db` in the folder above `out`."""
+    registered_model: bool | Annotated[str, Field(pattern=r"^[^/:'\"\s]+$")] = True
+    """True: a run's final model is registered under the job's name; false: it is not; or the name for it."""
+
+    @model_validator(mode="after")
+    def _keeps_no_secret(self) -> MlflowSettings:
+        # Of the whole section: a message about one key would repeat what came.
+        if self.tracking_uri is not None and re.search(r"://[^/]*@", self.tracking_uri):
+            raise ValueError(
+                "tracking_uri: expected an address without user and password, because jobs are stored; "
+                "give them by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all by MLFLOW_TRACKING_URI"
+            )
+        return self
 
 
 class Job(Settings):

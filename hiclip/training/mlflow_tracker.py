@@ -1,8 +1,9 @@
 """Records a run in MLflow, from a thread of its own (door: mlflow).
 
 MLflow takes seconds to import, seconds more to make a new SQLite file, and a server may be slow or away for minutes;
-none of that may hold up a step. So calls only join a queue, and the thread sends what has gathered in batches. If the
-server cannot be reached the thread says so once and the run goes on: its numbers are in its own folder anyway.
+none of that may hold up a step. So calls only join a queue, and the thread sends what has gathered in batches. While
+the server is away the queue grows and the thread tries again; what is left at the end stays in the run's folder, in the
+file UNDELIVERED, and is sent when the run is started again. What the server refuses is said and passed over.
 """
 
 from __future__ import annotations
@@ -11,29 +12,39 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
+import re
 import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from hiclip.training.record_items import Artifact, End, Item, Model, Params, Point, Tag, batches, from_lines, to_lines
 from hiclip.training.tracker import Tracker
-from pipeline.jobfile import MlflowSettings
-from pipeline.storage import absolute, folder
+from pipeline.jobfile import JobError, MlflowSettings
+from pipeline.storage import Folder, StorageError, absolute, folder
 
 log = logging.getLogger(__name__)
 
 RUN_ID = "mlflow_run_id"
 """File in a run's folder that holds MLflow's id of the run, so that a resumed run can append to its record."""
+UNDELIVERED = "mlflow_undelivered.jsonl"
+"""File in a run's folder with what MLflow did not take before the run ended."""
 PATIENCE_S = 120.0
 """How long `run_id` and `close` wait for MLflow before they go on without it."""
+_ANSWERS_WITHIN_S = 5.0  # a server that is there
+_LONGEST_PAUSE_S = 30.0  # between two tries
 _MOST_METRICS = 1000  # of one request: MLflow's limit
 _LONGEST_PARAM = 6000  # characters: MLflow's limit
+_MOST_REFUSALS = 20  # that are said
+_LONGEST_REASON = 200  # characters of an error that are repeated
+_T = TypeVar("_T")
 
 
 def open_tracker(
@@ -43,14 +54,36 @@ def open_tracker(
     run_id: str | None = None,
     parent_run_id: str | None = None,
     adds: bool = False,
+    patience_s: float = PATIENCE_S,
 ) -> Tracker:
     """A tracker for a run that writes to `out`, where the record's id is noted in the file RUN_ID.
 
     `run_id` appends to an earlier record (see `recorded_run_id`), `parent_run_id` nests a new one below another. With
-    `adds` the earlier run goes its own way: whether it counts as running or finished is left as it is.
+    `adds` the earlier run goes its own way: whether it counts as running or finished is left as it is. What an earlier
+    tracker left in UNDELIVERED is sent first.
     """
-    uri = tracking_uri(settings, out)
-    return MlflowTracker(uri, settings.experiment, out, run_name, run_id, parent_run_id, adds)
+    begins = _Begins(settings.experiment, run_name, run_id, parent_run_id, adds)
+    return MlflowTracker(tracking_uri(settings, out), out, begins, patience_s)
+
+
+def deliver_rest(
+    settings: MlflowSettings,
+    out: str,
+    run_name: str,
+    run_id: str | None = None,
+    parent_run_id: str | None = None,
+    adds: bool = False,
+    patience_s: float = PATIENCE_S,
+) -> None:
+    """Sends what a finished run in `out` left in UNDELIVERED, if it did; a server that is still away is only said."""
+    if not folder(out).exists(UNDELIVERED):
+        return
+    try:
+        check_reachable(settings, out)
+    except JobError as error:
+        log.warning("%s; what MLflow lacks of this run stays in %s", error, folder(out).join(UNDELIVERED))
+        return
+    open_tracker(settings, out, run_name, run_id, parent_run_id, adds, patience_s).close()
 
 
 def recorded_run_id(out: str) -> str | None:
@@ -69,37 +102,77 @@ def tracking_uri(settings: MlflowSettings, out: str) -> str:
     return f"sqlite:///{above}/mlflow.db"
 
 
+def without_secrets(text: str) -> str:
+    """An address, or a message with addresses in it, without `user:password@`."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def check_reachable(settings: MlflowSettings, out: str) -> None:
+    """JobError if no server answers within seconds, or no SQLite file can be there. For a command's start: it waits."""
+    uri = tracking_uri(settings, out)
+    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    if not given and folder(out).is_local:
+        return  # beside `out`, which is checked as such
+    database = _sqlite_file(uri)
+    if uri.startswith(("http://", "https://")):
+        reason = _no_answer(uri)
+    else:
+        reason = None if database is None else _not_writable(database)
+    if reason is not None:
+        source = " (from MLFLOW_TRACKING_URI)" if os.environ.get("MLFLOW_TRACKING_URI") else ""
+        raise JobError(f"mlflow.tracking_uri: {without_secrets(uri)}{source} cannot be reached: {reason}")
+
+
+def _no_answer(uri: str) -> str | None:
+    """Why no server answers there, None if one does. It asks as MLflow will: through proxies, with credentials."""
+    import requests
+
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_ANSWERS_WITHIN_S)
+    except requests.exceptions.SSLError:
+        return None  # a server answers, and MLflow has settings of its own for whom it trusts
+    except requests.exceptions.RequestException as error:
+        inner = getattr(error.args[0], "reason", error) if error.args else error
+        return _reason(inner).split("): ")[-1].removeprefix("Failed to establish a new connection: ")
+    return f"it answers with status {answer.status_code}" if answer.status_code >= 500 else None
+
+
+def _not_writable(file: Path) -> str | None:
+    """Why an SQLite file cannot be there, None if it can."""
+    there = next(place for place in (file, *file.absolute().parents) if place.exists())
+    if there != file and not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK) else f"{there} cannot be written"
+
+
 @dataclass(frozen=True)
-class _Point:
-    """One measured number."""
+class _Begins:
+    """How a record is begun; see `open_tracker`."""
 
-    key: str
-    value: float
-    seen: int
-    time_ms: int
+    experiment: str
+    run_name: str
+    earlier_id: str | None
+    parent_run_id: str | None
+    adds: bool
 
 
-_Call = Callable[[Any, str], None]
+class _GaveUp(Exception):
+    """The server stayed away for as long as `close` waits."""
 
 
 class MlflowTracker:
     """See `Tracker`."""
 
-    def __init__(
-        self,
-        uri: str,
-        experiment: str,
-        out: str,
-        run_name: str,
-        run_id: str | None,
-        parent_run_id: str | None,
-        adds: bool,
-    ) -> None:
-        self._uri, self._experiment, self._out, self._run_name = uri, experiment, out, run_name
-        self._earlier_id, self._parent_run_id, self._adds = run_id, parent_run_id, adds
-        self._queue: queue.SimpleQueue[_Point | _Call | None] = queue.SimpleQueue()
-        self._opened: Future[str] = Future()
-        self._status = "FINISHED"
+    def __init__(self, uri: str, out: str, begins: _Begins, patience_s: float) -> None:
+        self._uri, self._out, self._begins, self._patience_s = uri, out, begins, patience_s
+        self._shown = without_secrets(uri)
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()  # guards the items, the deadline and who may remove
+        self._deadline: float | None = None  # set by close
+        self._left = False  # what is still here is in the file or lost; the thread removes nothing any more
+        self._opened: Future[str | None] = Future()
+        self._away_since: float | None = None
+        self._said: set[str] = set()
         self._copies = tempfile.mkdtemp(prefix="hiclip-artifacts-")
         # A daemon: a server that hangs must not keep a finished process alive.
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -107,89 +180,290 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; waits until MLflow has answered, at most PATIENCE_S."""
+        """MLflow's id of the run; waits until MLflow has answered, at most the patience."""
         try:
-            return self._opened.result(PATIENCE_S)
-        except Exception:  # whatever MLflow, SQLAlchemy or HTTP raised; the thread has said it
+            return self._opened.result(self._patience_s)
+        except TimeoutError:
             return None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        flat = dict(_flatten(values))
-        self._put(lambda client, run_id: _log_params(client, run_id, flat))
+        self._put(Params(dict(_flatten(values))))
 
     def metrics(self, values: Mapping[str, float], seen: int) -> None:
         """See `Tracker`."""
         now = int(time.time() * 1000)
-        for key, value in values.items():
-            self._put(_Point(key, float(value), seen, now))
+        self._put(*(Point(key, float(value), seen, now) for key, value in values.items()))
 
     def tag(self, key: str, value: str) -> None:
         """See `Tracker`."""
-        self._put(lambda client, run_id: client.set_tag(run_id, key, value))
+        self._put(Tag(key, value))
 
     def artifact(self, path: str, folder: str = "") -> None:
         """See `Tracker`."""
-        if not self._thread.is_alive():
-            return
-        # The copy is the file of this moment, whatever the caller does to it before the thread gets there.
-        copy = Path(tempfile.mkdtemp(dir=self._copies)) / Path(path).name
-        shutil.copyfile(path, copy)
-        self._put(lambda client, run_id: client.log_artifact(run_id, str(copy), folder or None))
+        copy = None
+        if self._thread.is_alive():
+            # The copy is the file of this moment, whatever the caller does to it before the thread gets there.
+            copy = str(Path(tempfile.mkdtemp(dir=self._copies)) / Path(path).name)
+            shutil.copyfile(path, copy)
+        self._put(Artifact(Path(path).name, folder, copy))
+
+    def model(
+        self, name: str, checkpoint: str, files: Mapping[str, str], tags: Mapping[str, object], description: str
+    ) -> None:
+        """See `Tracker`."""
+        self._put(Model(name, checkpoint, dict(files), {key: str(value) for key, value in tags.items()}, description))
 
     def close(self, status: str = "FINISHED") -> None:
         """See `Tracker`."""
-        self._status = status
-        self._queue.put(None)
-        self._thread.join(PATIENCE_S)
-        if self._thread.is_alive():
-            log.warning("MLflow at %s did not take everything within %.0f s; the rest is lost", self._uri, PATIENCE_S)
+        with self._changed:
+            self._items.append(End(status))
+            self._deadline = time.monotonic() + self._patience_s
+            self._changed.notify_all()
+        self._thread.join(self._patience_s)
+        with self._changed:
+            self._left = True
+            left = list(self._items)
+        if left:
+            self._keep(left)
+        shutil.rmtree(self._copies, ignore_errors=True)
 
-    def _put(self, item: _Point | _Call) -> None:
-        if self._thread.is_alive():  # or nobody would ever empty the queue
-            self._queue.put(item)
+    def _put(self, *items: Item) -> None:
+        with self._changed:
+            self._items.extend(items)
+            self._changed.notify_all()
+
+    def _keep(self, left: list[Item]) -> None:
+        """Writes what was not delivered behind what is still there from before."""
+        place = folder(self._out)
+        run_id = self._opened.result() if self._opened.done() else None
+        try:
+            before = place.read_text(UNDELIVERED) if place.exists(UNDELIVERED) else ""
+            place.write_text(UNDELIVERED, before + to_lines(left, run_id or self._begins.earlier_id))
+        except StorageError as error:
+            log.warning("MLflow at %s did not take everything, and the rest is lost: %s", self._shown, error)
+            return
+        log.warning(
+            "MLflow at %s did not take everything; the rest is in %s and is sent when the run is started again",
+            self._shown,
+            place.join(UNDELIVERED),
+        )
 
     def _work(self) -> None:
         try:
-            client, run_id = self._open()
+            client, run_id = self._until_taken(self._open)
             folder(self._out).write_text(RUN_ID, run_id + "\n")
             self._opened.set_result(run_id)
+            self._deliver_left(client, run_id)
             self._deliver(client, run_id)
-            if not (self._adds and run_id == self._earlier_id):
-                client.set_terminated(run_id, self._status)
+        except _GaveUp:
+            pass  # close says it
         # MLflow, SQLAlchemy and requests each have their own errors, and none of them may end a run.
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("MLflow at %s cannot be used, this run is not recorded there: %s", self._uri, first)
-            if not self._opened.done():
-                self._opened.set_exception(error)
+            log.warning("MLflow at %s cannot be used, this run is not recorded there: %s", self._shown, _reason(error))
         finally:
-            shutil.rmtree(self._copies, ignore_errors=True)
+            if not self._opened.done():
+                self._opened.set_result(None)
 
     def _open(self) -> tuple[Any, str]:
         _prepare()
         from mlflow import MlflowClient  # here, in the thread: the import alone takes seconds
 
+        # It would print the traceback of every try on a database that is locked or away.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        begins = self._begins
         with _alone(self._uri):
             client = MlflowClient(tracking_uri=self._uri)
-            experiment_id = _experiment_id(client, self._experiment, self._uri)
-            if self._earlier_id is not None and _reopened(client, self._earlier_id, self._adds):
-                return client, self._earlier_id
-            tags = {"mlflow.parentRunId": self._parent_run_id} if self._parent_run_id else {}
-            return client, client.create_run(experiment_id, run_name=self._run_name, tags=tags).info.run_id
+            experiment_id = _experiment_id(client, begins.experiment, self._uri)
+            if begins.earlier_id is not None and _reopened(client, begins.earlier_id, begins.adds):
+                return client, begins.earlier_id
+            tags = {"mlflow.parentRunId": begins.parent_run_id} if begins.parent_run_id else {}
+            return client, client.create_run(experiment_id, run_name=begins.run_name, tags=tags).info.run_id
+
+    def _deliver_left(self, client: Any, run_id: str) -> None:
+        """Sends what an earlier process could not."""
+        place = folder(self._out)
+        try:
+            left = from_lines(place.read_text(UNDELIVERED)) if place.exists(UNDELIVERED) else []
+        except (StorageError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read, MLflow lacks what is in it: %s", place.join(UNDELIVERED), _reason(error))
+            return
+        if not left:
+            return
+        for target, batch in batches(left, _MOST_METRICS):
+            # Of this run, which goes on, `close` will say how it ended.
+            if not (isinstance(batch[0], End) and target in (None, run_id)):
+                self._send(client, target or run_id, batch)
+        with self._changed, contextlib.suppress(StorageError):  # sent again it does no harm
+            if not self._left:  # or close has added to the file
+                place.remove(UNDELIVERED)
 
     def _deliver(self, client: Any, run_id: str) -> None:
-        points: list[_Point] = []
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, _Point):
-                points.append(item)
+        while True:
+            batch = self._next()
+            is_end = isinstance(batch[0], End)
+            if not (is_end and self._begins.adds and run_id == self._begins.earlier_id):
+                self._send(client, run_id, batch)
+            with self._changed:
+                if self._left:
+                    return
+                for _ in batch:
+                    self._items.popleft()
+            if is_end:
+                return
+
+    def _next(self) -> list[Item]:
+        """What to send next, still in the queue: points together, all else alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items)
+            if not isinstance(self._items[0], Point):
+                return [self._items[0]]
+            # Lets a batch gather: ten requests a second serve nobody.
+            self._changed.wait_for(lambda: self._deadline is not None or len(self._items) >= _MOST_METRICS, 0.2)
+            return list(takewhile(lambda item: isinstance(item, Point), islice(self._items, _MOST_METRICS)))
+
+    def _send(self, client: Any, run_id: str, batch: list[Item]) -> None:
+        try:
+            self._until_taken(lambda: _send(client, run_id, batch, self._uri, folder(self._out)))
+        except _GaveUp:
+            raise
+        except Exception as error:  # refused, in the words of MLflow, SQLAlchemy, requests or a store of artifacts
+            parts = _parts(batch)
+            if len(parts) > 1:  # one of them is at fault
+                for part in parts:
+                    self._send(client, run_id, part)
+                return
+            reason, what = _reason(error), type(batch[0]).__name__.lower()
+            if reason not in self._said and len(self._said) < _MOST_REFUSALS:
+                self._said.add(reason)
+                log.warning("MLflow at %s refuses a %s, which is passed over: %s", self._shown, what, reason)
+
+    def _until_taken(self, call: Callable[[], _T]) -> _T:
+        """The call's result, tried again for as long as the server is away. Raises what the server refuses it with."""
+        pause, failures = 0.5, 0
+        while True:
+            began = time.monotonic()
+            try:
+                result = call()
+            except Exception as error:  # each of the vendors below MLflow has its own
+                if not _is_away(error):
+                    self._is_back()
+                    raise
+                failures += 1
+                # One that fails at once may be a connection that was left open too long.
+                if self._away_since is None and (failures == 2 or time.monotonic() - began > _ANSWERS_WITHIN_S):
+                    self._away_since = time.monotonic()
+                    log.warning(
+                        "MLflow at %s is away; its numbers are kept and sent later: %s", self._shown, _reason(error)
+                    )
+                self._rest(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
-                item(client, run_id)
-            if len(points) == _MOST_METRICS or self._queue.empty():
-                _log_points(client, run_id, points)
-                points = []
-                time.sleep(0.2)  # lets a batch gather: ten requests a second serve nobody
-        _log_points(client, run_id, points)
+                self._is_back()
+                return result
+
+    def _is_back(self) -> None:
+        if self._away_since is not None:
+            log.warning("MLflow at %s is back after %.0f s", self._shown, time.monotonic() - self._away_since)
+            self._away_since = None
+
+    def _rest(self, pause_s: float) -> None:
+        """Waits before the next try: less when `close` comes, and not at all (_GaveUp) when its patience is over."""
+        with self._changed:
+            if self._deadline is None:
+                self._changed.wait_for(lambda: self._deadline is not None, pause_s)
+                return
+            rest = self._deadline - time.monotonic()
+            if rest <= 0:
+                raise _GaveUp
+            self._changed.wait_for(lambda: self._left, min(pause_s, rest))
+
+
+def _parts(batch: list[Item]) -> list[list[Item]]:
+    """What may be refused by itself: points by their key, settings one by one."""
+    match batch[0]:
+        case Point():
+            keys = dict.fromkeys(item.key for item in batch if isinstance(item, Point))
+            return [[item for item in batch if isinstance(item, Point) and item.key == key] for key in keys]
+        case Params(values):
+            return [[Params({key: value})] for key, value in values.items()]
+    return [batch]
+
+
+def _send(client: Any, run_id: str, batch: list[Item], uri: str, place: Folder) -> None:
+    """One batch: points, or one item that is none. Sent twice it changes nothing more."""
+    from mlflow.entities import Metric
+
+    match batch[0]:
+        case Point():
+            # MLflow keeps one of two points that agree in key, step, time and value.
+            points = [Metric(p.key, p.value, p.time_ms, p.seen) for p in batch if isinstance(p, Point)]
+            client.log_batch(run_id, metrics=points)
+        case Params(values):
+            _log_params(client, run_id, values)
+        case Tag(key, value):
+            client.set_tag(run_id, key, value)
+        case Artifact() as artifact:
+            _log_artifact(client, run_id, artifact, place)
+        case Model() as model:
+            _register(client, run_id, model, uri)
+        case End(status):
+            client.set_terminated(run_id, status)
+
+
+def _log_artifact(client: Any, run_id: str, artifact: Artifact, place: Folder) -> None:
+    if artifact.copy is not None:
+        client.log_artifact(run_id, artifact.copy, artifact.folder or None)
+    elif place.exists(artifact.name):
+        with tempfile.TemporaryDirectory() as local:
+            copy = str(Path(local, artifact.name))
+            place.download(artifact.name, copy)
+            client.log_artifact(run_id, copy, artifact.folder or None)
+
+
+def _register(client: Any, run_id: str, model: Model, uri: str) -> None:
+    """A version of the registered model, unless this run has already made one of this checkpoint."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = client.search_model_versions(f"name='{model.name}' and run_id='{run_id}'")
+    if any(version.tags.get("checkpoint") == model.checkpoint for version in known):
+        return
+    source = model.checkpoint
+    if "://" not in source and _sqlite_file(uri) is None:
+        # A server takes no path of another machine; so the small files, and the tag says where the weights are.
+        for name, text in model.files.items():
+            client.log_text(run_id, text, f"model/{name}")
+        source = f"runs:/{run_id}/model"
+    tags = {**model.tags, "checkpoint": model.checkpoint}
+    client.create_model_version(model.name, source, run_id, tags, None, model.description, await_creation_for=None)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether it is the server's absence or trouble that an error tells of, and not what it was asked."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    status: int | None = None
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif isinstance(error, requests.exceptions.HTTPError) and error.response is not None:
+        status = error.response.status_code
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    away = requests.exceptions.RequestException, ConnectionError, TimeoutError, OperationalError
+    return isinstance(error, away)
+
+
+def _reason(error: object) -> str:
+    """The first line of an error, without secrets."""
+    first = next(iter(without_secrets(str(error)).splitlines()), "") or type(error).__name__
+    return first if len(first) <= _LONGEST_REASON else first[:_LONGEST_REASON] + "…"
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:
@@ -226,13 +500,6 @@ def _reopened(client: Any, run_id: str, adds: bool) -> bool:
     return True
 
 
-def _log_points(client: Any, run_id: str, points: list[_Point]) -> None:
-    from mlflow.entities import Metric
-
-    if points:
-        client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.time_ms, p.seen) for p in points])
-
-
 def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
@@ -252,7 +519,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 @contextlib.contextmanager
@@ -269,7 +536,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def _prepare() -> None:
-    """What MLflow reads at import: its defaults retry a dead server for minutes and tell of every table made."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    """What MLflow reads at import: its defaults wait minutes for a dead server and tell of every table made."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the tracker tries again, and can be hurried
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -30,6 +30,15 @@ class Tracker(Protocol):
         """Keeps a copy of a local file as it is now, in `folder` of the record."""
         ...
 
+    def model(
+        self, name: str, checkpoint: str, files: Mapping[str, str], tags: Mapping[str, object], description: str
+    ) -> None:
+        """Enters a finished model in the registry as a version of `name`: where its weights are, never the weights.
+
+        `files`: small ones, by name, for a record that cannot hold a local path. Once for a run and a checkpoint.
+        """
+        ...
+
     def close(self, status: str = "FINISHED") -> None:
-        """Delivers what is left and ends the record as FINISHED, FAILED or KILLED."""
+        """Delivers what is left, keeps what cannot be delivered, and ends the record as FINISHED, FAILED or KILLED."""
         ...

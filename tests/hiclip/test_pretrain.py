@@ -171,6 +171,10 @@ def test_plain_mistakes_end_with_code_2_and_one_line(
     assert "data.batch: expected a multiple of workers.count (3)" in refused("workers.count=3", "engine.name=deepspeed")
     assert "no dataset here; build it first" in refused(f"data.dataset={tmp_path}/nowhere")
     assert not (tmp_path / "run").exists(), "a mistake leaves nothing behind"
+    nobody = "http://127.0.0.1:1"
+    line = refused(f"mlflow.tracking_uri={nobody}")
+    assert line.endswith(f"mlflow.tracking_uri: {nobody} cannot be reached: [Errno 111] Connection refused")
+    assert not (tmp_path / "run").exists(), "told before anything is written"
     (tmp_path / "blocked").write_text("a file where the folder should be")
     assert f"{tmp_path}/blocked" in refused(f"out={tmp_path}/blocked/run")
 
@@ -248,6 +252,27 @@ def test_a_finished_run_on_another_dataset_is_refused(
     (tmp_path / "run" / "job.yaml").write_text(resolved_yaml(moved))
     assert command(moved, tmp_path) == 2
     assert "the finished run in" in capsys.readouterr().err
+
+
+def test_the_final_model_is_registered_with_its_parents(dataset: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from hiclip.pretrain import _record_end
+    from hiclip.training.mlflow_tracker import open_tracker
+    from hiclip.training.run_folder import claim, finish
+
+    job = small_job(str(tmp_path / "run"), str(dataset))
+    claim(job)
+    undisturbed(job, tmp_path / "run")
+    result = finish(job, None)
+    tracker = open_tracker(job.mlflow, job.out, job.name)
+    _record_end(job, tracker, result)
+    (version,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_model_versions(f"name='{job.name}'")
+    assert (version.source, version.run_id) == (result.checkpoint, tracker.run_id)
+    keys = ("checkpoint", "job_fingerprint", "manifest_fingerprint", "seen", "loss")
+    expected = {key: str(getattr(result, key)) for key in keys}
+    assert version.tags == expected | {"commit": result.commit or "not a git checkout"}
+    assert version.description == f"Load it with hiclip.training.checkpoint.load_towers('{result.checkpoint}')."
 
 
 def test_the_commit_is_the_checkouts() -> None:

@@ -91,9 +91,9 @@ def test_a_warned_lost_and_stopped_run_is_the_undisturbed_one(cluster: TwoNodes,
     assert set(workers) == {1, 2}
     assert stopped < 500
     undisturbed: list[StepRow] = []
-    whole = job.model_copy(update={"workers": job.workers.model_copy(update={"count": 1, "least": None})})
+    whole = small_job(str(tmp_path / "whole"), str(tmp_path / "data"), schedule={"pairs": 8 * 500})
     stream = stream_plan(whole)
-    run_here(whole, RunPlace(str(tmp_path / "whole"), stream.fingerprint, None), stream, undisturbed.append)
+    run_here(whole, RunPlace(whole.out, stream.fingerprint, None), stream, undisturbed.append)
     assert [(row.seen, row.pairs_digest) for row in rows] == [(row.seen, row.pairs_digest) for row in undisturbed]
     assert [row.loss for row in rows[:100]] == pytest.approx([row.loss for row in undisturbed[:100]], abs=1e-4)
 
