@@ -22,6 +22,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     home = tmp_path_factory.mktemp("home")
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     known |= {"HOME": str(home), "PATH": f"{BIN}:{known['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    known |= {"RAY_JOB_STOP_WAIT_TIME_S": "600"}  # as all heads in cluster/
     port, dashboard = _free_port(), _free_port()
     started = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
     log = (home / "head.log").open("w")
@@ -52,6 +53,39 @@ def test_a_mistake_in_a_folder_that_is_sent_along_is_one_line(cluster: dict[str,
     assert said.returncode == 1
     assert "hiclip.pretrain: jobs/walk/pretrain.yaml: schedule.pair: no such key; did you mean 'pairs'?" in said.stdout
     assert "exit code 2" in said.stdout
+
+
+_SLOW_TO_END = """
+import signal, sys, time
+
+def end(*_):
+    time.sleep(6)  # twice what Ray waits by default
+    print("saved", flush=True)
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+def test_ray_job_stop_waits_for_a_driver_that_saves(cluster: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "slow_to_end.py"
+    script.write_text(_SLOW_TO_END)
+    sent = _submitted(cluster, "--no-wait", "--submission-id=slow", "--", "python", str(script))
+    assert sent.returncode == 0, sent.stdout
+    until = time.monotonic() + 60
+    while "ready\n" not in _job(cluster, "logs", "slow") and time.monotonic() < until:
+        time.sleep(0.5)
+    assert "Job 'slow' was stopped" in _job(cluster, "stop", "slow")
+    assert "saved\n" in _job(cluster, "logs", "slow")
+
+
+def _job(cluster: dict[str, str], *words: str) -> str:
+    return subprocess.run(
+        [BIN / "ray", "job", *words], env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=120,
+        stderr=subprocess.STDOUT, check=True,
+    ).stdout  # fmt: skip
 
 
 def _submitted(cluster: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
