@@ -56,7 +56,7 @@ def _drain(seconds: int) -> None:
     subprocess.run(
         ["ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the machine is taken away",
          f"--deadline-remaining-seconds={seconds}"],
-        check=True, timeout=60,
+        check=True, timeout=60,  # on top of the seconds that are waited
     )  # fmt: skip
 
 
