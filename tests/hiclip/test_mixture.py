@@ -59,6 +59,8 @@ def test_counts_add_up_stay_near_the_share_and_grow_one_by_one(mixed: Mixture, p
         away = abs(count - positions * mixed.share(place))
         assert away <= farthest(len(here))
         assert away < 1 or len(here) > 3
+    if len(set(mixed.weights)) == len(mixed.weights):
+        assert Mixture(mixed.weights[::-1]).counts(positions) == here[::-1], "however they are listed"
     total = sum(mixed.weights)
     assert mixed.counts(positions * total) == tuple(weight * positions for weight in mixed.weights), "whole shares"
 
