@@ -40,7 +40,7 @@ from hiclip.training.history import StepRow, from_csv
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import read_job
 from pipeline.shards import DatasetReader
-from pipeline.storage import absolute, folder
+from pipeline.storage import folder
 
 KINDS = ("worker", "node", "driver", "sigterm")
 _PATIENCE_S = 300.0
@@ -67,7 +67,8 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="hiclip-chaos-") as work, contextlib.ExitStack() as stack:
         place = stack.enter_context(_flaky_bucket(Path(work), given.seed)) if given.s3 else work
-        dataset = absolute(read_job(given.job, given.overrides, PretrainJob).data.dataset)
+        (mixed,) = read_job(given.job, given.overrides, PretrainJob).data.datasets
+        dataset = absolute(mixed.path)
         if given.s3:
             dataset = _copied(dataset, f"{place}/dataset")
         changed = [
@@ -208,15 +209,15 @@ def _compare(undisturbed: _Run, disturbed: _Run, kills: Sequence[Kill], tracking
 
 def _pairs_amiss(job: PretrainJob, rows: Sequence[StepRow]) -> tuple[int, int]:
     """Pairs of steps that are missing or are not those of the arithmetic, and pairs of steps that came twice."""
-    plan = stream_plan(job)
-    reader = DatasetReader(plan.dataset)
+    (source,) = stream_plan(job).sources
+    reader = DatasetReader(source.dataset)
     ids = [
         name for group in range(reader.groups) for name in reader.read_group(group, ["pair_id"])["pair_id"].to_pylist()
     ]
     digests = np.array([zlib.crc32(name.encode()) for name in ids], dtype=np.int64)
     batch, found = job.data.batch, {row.seen: row.pairs_digest for row in rows}
     expected = {
-        (step + 1) * batch: int(digests[plan.order.rows_of_step(step, batch)].sum()) for step in range(job.steps)
+        (step + 1) * batch: int(digests[source.order.rows_of_step(step, batch)].sum()) for step in range(job.steps)
     }
     wrong = sum(found.get(seen) != digest for seen, digest in expected.items())
     return wrong * batch, (len(rows) - len(found)) * batch

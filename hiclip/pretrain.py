@@ -21,7 +21,7 @@ from hiclip.training.live_progress import TrainingProgress
 from hiclip.training.mlflow_tracker import check_reachable, deliver_rest, open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.run_folder import RESULT, PretrainResult, claim, finish, finished
+from hiclip.training.run_folder import RESULT, PretrainResult, check_datasets, claim, finish, finished
 from hiclip.training.saving import RunPlace
 from hiclip.training.source_commit import source_commit
 from hiclip.training.telemetry import Telemetry
@@ -44,16 +44,16 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
 
     Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
     """
-    manifest = read_manifest(job.data.dataset)
+    stream = stream_plan(job)
     claim(job)
-    result = finished(job, manifest)
+    check_datasets(job, stream)
+    result = finished(job, stream)
     if result is not None:
         console.print(f"pretrain: {result.run_folder} is finished: {result.seen:,} pairs seen, loss {result.loss:.3f}")
         deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
         return result
     _announce(job)
-    stream = stream_plan(job)
-    check_shards(job.data.dataset, manifest)
+    _check_shards(stream)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
         result = _train(job, stream, tracker, here)
@@ -62,6 +62,11 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         raise
     _record_end(job, tracker, result)
     return result
+
+
+def _check_shards(stream: StreamPlan) -> None:
+    for source in stream.sources:
+        check_shards(source.dataset, read_manifest(source.dataset))
 
 
 def _announce(job: PretrainJob) -> None:
@@ -76,7 +81,7 @@ def stream_plan(job: PretrainJob) -> StreamPlan:
     synonyms = data.views.eda_synonyms
     settings = replace(data.views, eda_synonyms=None if synonyms is None else absolute(synonyms))
     return plan_stream(
-        absolute(data.dataset),
+        data.absolute_dataset,
         data.batch,
         data.window_groups,
         job.seed,
@@ -162,10 +167,11 @@ def _artifact(tracker: Tracker, name: str, text: str) -> None:
 
 def plan(job: PretrainJob) -> RenderableType:
     """What `--dry-run` prints, with or without the dataset."""
-    if not folder(job.data.dataset).exists(MANIFEST):
-        return bill(job, None)
-    stream_plan(job)  # says what the dataset lacks
-    return bill(job, read_manifest(job.data.dataset))
+    paths = [dataset.path for dataset in job.data.datasets]
+    manifests = [read_manifest(path) if folder(path).exists(MANIFEST) else None for path in paths]
+    if None not in manifests:
+        stream_plan(job)  # says what a dataset lacks
+    return bill(job, *manifests)
 
 
 def run(job: PretrainJob) -> str:
@@ -189,8 +195,8 @@ def verify(job: PretrainJob) -> str:
     from hiclip.training.verify_resume import verify_resume
     from pipeline.ray_session import ray_session
 
-    manifest, stream = read_manifest(job.data.dataset), stream_plan(job)
-    check_shards(job.data.dataset, manifest)
+    stream = stream_plan(job)
+    _check_shards(stream)
     place = RunPlace(absolute(job.out), stream.fingerprint, source_commit())
 
     def train(job: PretrainJob, place: RunPlace) -> None:

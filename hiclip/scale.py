@@ -20,7 +20,7 @@ from rich.console import RenderableType
 
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.model.sizes import resolve
-from hiclip.pretrain import pretrain
+from hiclip.pretrain import pretrain, stream_plan
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.ladder import Rung, bill, read_ladder
 from hiclip.scaling.law import Law, LawError, fit_law
@@ -53,8 +53,7 @@ from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import resolved
-from pipeline.manifest import read_manifest
-from pipeline.storage import absolute, folder
+from pipeline.storage import folder
 
 
 def scale(job: ScaleJob) -> str:
@@ -66,7 +65,7 @@ def scale(job: ScaleJob) -> str:
     job.error.set.load()  # or every rung would be trained before one finds that it cannot be asked
     if not folder(job.out).exists(RESULT):
         check_reachable(job.mlflow, job.out)
-    study = open_study(job, ladder, read_manifest(ladder.rungs[0].job.data.dataset).fingerprint)
+    study = open_study(job, ladder, stream_plan(ladder.rungs[0].job).fingerprint)
     earlier = finished(study)
     if earlier is not None:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}")
@@ -133,7 +132,7 @@ def _placed(study: Study, rung: Rung) -> PretrainJob:
             "out": study.place.join(f"rungs/{rung.id}"),
             "ray": job.ray,
             "mlflow": job.mlflow.model_copy(update={"tracking_uri": uri, "registered_model": False}),
-            "data": rung.job.data.model_copy(update={"dataset": absolute(rung.job.data.dataset)}),
+            "data": rung.job.data.model_copy(update={"dataset": rung.job.data.absolute_dataset}),
         }
     )
 

@@ -45,8 +45,8 @@ def job_keys(kind: type, path: str = "") -> Iterator[Key]:
         choices = f"One of {', '.join(words)}." if words else ""
         shown = "" if default is MISSING or is_section else json.dumps(to_jsonable_python(default), ensure_ascii=False)
         yield Key(key, shown, " ".join(filter(None, (meaning, choices))))
-        for one in kinds:
-            yield from job_keys(one, f"{key}.*" if _is_list(annotation) else key)
+        for one, place in _placed(annotation, key):
+            yield from job_keys(one, place)
 
 
 def annotations_of(kind: Any) -> dict[str, Any]:
@@ -61,11 +61,16 @@ def annotations_of(kind: Any) -> dict[str, Any]:
 
 def structures(annotation: Any) -> Iterator[type]:
     """The types of sections inside an annotation: itself, or the members of its unions and lists."""
+    return (kind for kind, _ in _placed(annotation, ""))
+
+
+def _placed(annotation: Any, path: str) -> Iterator[tuple[type, str]]:
+    """The types of sections inside an annotation, each with the path of its keys if `path` is the annotation's."""
     if annotations_of(annotation):
-        yield annotation
+        yield annotation, path
     else:
         for inner in _inside(annotation):
-            yield from structures(inner)
+            yield from _placed(inner, f"{path}.*" if _is_list(annotation) else path)
 
 
 def _inside(annotation: Any) -> tuple[Any, ...]:

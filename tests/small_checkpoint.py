@@ -25,7 +25,7 @@ CRAWL = Path(__file__).parent.parent / "jobs/walk/crawl"
 
 
 def small_checkpoint(
-    run: Path, dataset: str, fingerprint: str, model: ModelSettings = SMALL_MODEL, seen: int = 640, seed: int = 3
+    run: Path, dataset: object, fingerprint: str, model: ModelSettings = SMALL_MODEL, seen: int = 640, seed: int = 3
 ) -> Path:
     """Writes a checkpoint of the run at `run` and returns its folder; `dataset` is what its job says it saw."""
     torch.manual_seed(seed)

@@ -21,11 +21,16 @@ SHAPES = ("circle", "square", "triangle", "cross")
 
 
 def small_dataset(
-    folder: str | Path, pairs: int = 64, px: int = 48, pairs_per_shard: int = 32, rows_per_group: int = 8
+    folder: str | Path,
+    pairs: int = 64,
+    px: int = 48,
+    pairs_per_shard: int = 32,
+    rows_per_group: int = 8,
+    first: int = 0,
 ) -> Manifest:
-    """Writes `pairs` pairs and their manifest to `folder`; the same arguments give the same bytes."""
+    """Writes `pairs` pairs, numbered from `first`, and their manifest; the same arguments give the same bytes."""
     place = Folder(str(folder))
-    shards = tuple(write_shards(_tables(pairs, px), place, pairs_per_shard, rows_per_group))
+    shards = tuple(write_shards(_tables(range(first, first + pairs), px), place, pairs_per_shard, rows_per_group))
     columns = {field.name: str(field.type) for field in PAIR_SCHEMA}
     manifest = Manifest(
         name="small",
@@ -44,8 +49,8 @@ def small_dataset(
     return manifest
 
 
-def _tables(pairs: int, px: int) -> Iterator[pa.Table]:
-    rows = [_pair(number, px) for number in range(pairs)]
+def _tables(numbers: range, px: int) -> Iterator[pa.Table]:
+    rows = [_pair(number, px) for number in numbers]
     yield pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
 
 

@@ -44,6 +44,8 @@ def test_the_keys_are_those_of_a_resolved_job_and_so_are_the_defaults() -> None:
 def test_a_place_in_a_list_is_a_star() -> None:
     paths = [key.path for key in job_keys(EvaluateJob)]
     assert paths.index("sets") + 1 == paths.index("sets.*.name")
+    paths = [key.path for key in job_keys(PretrainJob)]
+    assert paths.index("data.dataset") + 1 == paths.index("data.dataset.*.path"), "a list, where it is not one text"
 
 
 def test_the_command_prints_them_as_yaml_and_asks_for_no_job() -> None:

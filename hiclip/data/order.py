@@ -69,9 +69,14 @@ class Order:
 
     def rows_of_step(self, step: int, batch: int) -> Rows:
         """(batch,) rows of the global batch of `step`, ascending within each epoch that it touches."""
-        positions = positions_of_step(step, batch)
-        borders = np.flatnonzero(np.diff(positions // self.pairs)) + 1
-        return np.concatenate([np.sort(part) for part in np.split(self.rows(positions), borders)])
+        return self.rows_between(step * batch, (step + 1) * batch)[0]
+
+    def rows_between(self, first: int, last: int) -> tuple[Rows, Rows]:
+        """(n,) rows at positions `first` to `last` (not included), ascending within each epoch; (n,) their epochs."""
+        positions = np.arange(first, last, dtype=np.int64)
+        epochs = positions // self.pairs
+        borders = np.flatnonzero(np.diff(epochs)) + 1
+        return np.concatenate([np.sort(part) for part in np.split(self.rows(positions), borders)]), epochs
 
     def rows_of_rank(self, step: int, batch: int, rank: int, world: int) -> Rows:
         """(batch // world,) rows of `rank` of `world` at `step`. ValueError if `world` does not divide `batch`."""

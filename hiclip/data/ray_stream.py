@@ -112,7 +112,7 @@ def _task_steps(plan: StreamPlan, loader: LoaderSettings, first_step: int, last_
     """The steps cut into tasks, at multiples of their length, so that a resumed run reads as an undisturbed one."""
     if first_step >= last_step:
         return []
-    length = loader.steps_per_task or max(1, min(plan.window_steps, TASK_BYTES // plan.step_bytes(world)))
+    length = loader.steps_per_task or max(1, min(max(plan.window_steps), TASK_BYTES // plan.step_bytes(world)))
     cuts = [first_step, *range(first_step // length * length + length, last_step, length), last_step]
     return [range(first, last) for first, last in itertools.pairwise(cuts)]
 

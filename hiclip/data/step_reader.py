@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from hiclip.data.chance import Chance
 from hiclip.data.image_views import IMAGE_VIEWS
 from hiclip.data.images import ImageError, Picture, Pixels, normalise
 from hiclip.data.region_views import REGION_VIEWS, Regions
-from hiclip.data.stream_plan import StreamPlan
+from hiclip.data.stream_plan import Source, StreamPlan
 from hiclip.data.text_views import TEXT_VIEWS
 from hiclip.data.tokenizer import Tokenizer, Tokens
 from pipeline.manifest import DatasetError, read_manifest
@@ -64,89 +64,95 @@ class RankStep:
         )
 
 
+class _Shown(NamedTuple):
+    """A pair, and what its views' chance is keyed by beside its name."""
+
+    pair: Mapping[str, Any]
+    seed: int
+    epoch: int
+
+    def chance(self, view: str) -> Chance:
+        return Chance(self.seed, str(self.pair["pair_id"]), self.epoch, view)
+
+
 class StepReader:
     """Computes the steps of a plan for any rank of any world. Asking for steps in ascending order reads least."""
 
     def __init__(self, plan: StreamPlan) -> None:
-        """Raises DatasetError if the dataset is no longer the one that the plan was made for."""
+        """Raises DatasetError if a dataset is no longer the one that the plan was made for."""
         self._plan = plan
-        manifest = read_manifest(plan.dataset)
-        if manifest.fingerprint != plan.fingerprint:
-            raise DatasetError(
-                f"{plan.dataset}: expected the dataset with fingerprint {plan.fingerprint[:16]}..., "
-                f"came {manifest.fingerprint[:16]}...; it was built anew since this run began"
-            )
-        self._reader = DatasetReader(plan.dataset, manifest)
+        self._readers = [_reader(source) for source in plan.sources]
         self._columns = plan.columns
         self._tokenizer = Tokenizer(plan.context)
-        self._groups: dict[int, tuple[int, pa.Table]] = {}
+        self._lifetimes = plan.window_steps
+        self._groups: dict[tuple[int, int], tuple[int, pa.Table]] = {}
 
     def read(self, step: int, rank: int, world: int) -> RankStep:
-        """The pairs that `Order.rows_of_rank` gives for this step, in that order. ValueError as there."""
+        """The pairs that `StreamPlan.pairs_of_rank` gives for this step, in that order. ValueError as there."""
         plan = self._plan
-        rows = plan.order.rows_of_rank(step, plan.batch, rank, world)
-        epochs = plan.order.epochs_of_rank(step, plan.batch, rank, world)
+        places = zip(*(each.tolist() for each in plan.pairs_of_rank(step, rank, world)), strict=True)
         self._forget_past_windows(step)
-        shape = (len(rows), plan.image_px, plan.image_px, 3)
+        shape = (plan.batch // world, plan.image_px, plan.image_px, 3)
         images = {view: np.empty(shape, dtype=np.uint8) for view in plan.image_views}
-        pairs: list[tuple[Mapping[str, Any], int]] = []
+        pairs: list[_Shown] = []
         broken = 0
-        for place, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
-            pair, views, tries = self._draw_images(step, row, epoch)
+        for place, (source, row, epoch) in enumerate(places):
+            shown, views, tries = self._draw_images(step, source, row, epoch)
             for view, pixels in views.items():
                 images[view][place] = pixels
-            pairs.append(({name: value for name, value in pair.items() if name != "image"}, epoch))
+            pairs.append(shown._replace(pair={name: value for name, value in shown.pair.items() if name != "image"}))
             broken += tries
         tokens = {view: self._draw_tokens(view, pairs) for view in plan.text_views}
         regions = {
-            view: np.stack([REGION_VIEWS[view].draw(pair, *plan.region_shape) for pair, _ in pairs])
+            view: np.stack([REGION_VIEWS[view].draw(shown.pair, *plan.region_shape) for shown in pairs])
             for view in plan.region_views
         }
-        return RankStep(step, images, tokens, [str(pair["pair_id"]) for pair, _ in pairs], broken, regions)
+        return RankStep(step, images, tokens, [str(shown.pair["pair_id"]) for shown in pairs], broken, regions)
 
-    def _draw_tokens(self, view: str, pairs: list[tuple[Mapping[str, Any], int]]) -> Tokens:
-        """Pairs and their epochs -> (b, L)."""
+    def _draw_tokens(self, view: str, pairs: list[_Shown]) -> Tokens:
+        """Pairs -> (b, L)."""
         drawn, settings = TEXT_VIEWS[view], self._plan.view_settings
-        chances = [self._chance(pair, epoch, view) for pair, epoch in pairs]
-        texts = [drawn.draw(pair, chance, settings) for (pair, _), chance in zip(pairs, chances, strict=True)]
+        chances = [shown.chance(view) for shown in pairs]
+        texts = [drawn.draw(shown.pair, chance, settings) for shown, chance in zip(pairs, chances, strict=True)]
         tokens = self._tokenizer.encode(texts)
         if drawn.change is None:
             return tokens
         return np.stack([drawn.change(row, chance, settings) for row, chance in zip(tokens, chances, strict=True)])
 
-    def _draw_images(self, step: int, row: int, epoch: int) -> tuple[Mapping[str, Any], dict[str, Pixels], int]:
+    def _draw_images(self, step: int, source: int, row: int, epoch: int) -> tuple[_Shown, dict[str, Pixels], int]:
         """The pair at `row`, or the first one after it whose picture can be decoded; its views; how many could not."""
         plan = self._plan
-        for tries in range(plan.order.pairs):
-            pair = self._pair(step, (row + tries) % plan.order.pairs)
+        dataset, order = plan.sources[source].dataset, plan.sources[source].order
+        for tries in range(order.pairs):
+            shown = _Shown(self._pair(step, source, (row + tries) % order.pairs), order.seed, epoch)
             try:
-                picture = Picture(pair["image"])
+                picture = Picture(shown.pair["image"])
                 views = {
                     view: IMAGE_VIEWS[view].draw(
-                        picture, pair, plan.image_px, self._chance(pair, epoch, view), plan.view_settings
+                        picture, shown.pair, plan.image_px, shown.chance(view), plan.view_settings
                     )
                     for view in plan.image_views
                 }
             except ImageError as error:
-                log.warning("%s: picture of pair %s cannot be decoded: %s", plan.dataset, pair["pair_id"], error)
+                log.warning("%s: picture of pair %s cannot be decoded: %s", dataset, shown.pair["pair_id"], error)
                 continue
-            return pair, views, tries
-        raise DatasetError(f"{plan.dataset}: not one of {plan.order.pairs} pictures can be decoded")
+            return shown, views, tries
+        raise DatasetError(f"{dataset}: not one of {order.pairs} pictures can be decoded")
 
-    def _chance(self, pair: Mapping[str, Any], epoch: int, view: str) -> Chance:
-        return Chance(self._plan.order.seed, str(pair["pair_id"]), epoch, view)
-
-    def _pair(self, step: int, row: int) -> dict[str, Any]:
-        group, inside = divmod(row, self._plan.order.rows_per_group)
-        if group not in self._groups:
-            self._groups[group] = step, self._reader.read_group(group, self._columns)
-        table = self._groups[group][1]
+    def _pair(self, step: int, source: int, row: int) -> dict[str, Any]:
+        group, inside = divmod(row, self._plan.sources[source].order.rows_per_group)
+        if (source, group) not in self._groups:
+            self._groups[source, group] = step, self._readers[source].read_group(group, self._columns)
+        table = self._groups[source, group][1]
         return {name: table.column(name)[inside].as_py() for name in self._columns}
 
     def _forget_past_windows(self, step: int) -> None:
         """Drops row groups first read a whole window ago: their window is over, they come again in the next epoch."""
-        lifetime = self._plan.window_steps
-        self._groups = {group: kept for group, kept in self._groups.items() if 0 <= step - kept[0] <= lifetime}
+        self._groups = {
+            (source, group): kept
+            for (source, group), kept in self._groups.items()
+            if 0 <= step - kept[0] <= self._lifetimes[source]
+        }
 
 
 def local_stream(
@@ -156,3 +162,13 @@ def local_stream(
     reader = StepReader(plan)
     for step in range(first_step, last_step):
         yield reader.read(step, rank, world)
+
+
+def _reader(source: Source) -> DatasetReader:
+    manifest = read_manifest(source.dataset)
+    if manifest.fingerprint != source.fingerprint:
+        raise DatasetError(
+            f"{source.dataset}: expected the dataset with fingerprint {source.fingerprint[:16]}..., "
+            f"came {manifest.fingerprint[:16]}...; it was built anew since this run began"
+        )
+    return DatasetReader(source.dataset, manifest)

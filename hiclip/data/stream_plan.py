@@ -1,15 +1,19 @@
-"""What a stream of training data is: dataset, order, views, sizes. A process that has a plan can compute any step."""
+"""What a stream of training data is: datasets, orders, views, sizes. A process that has a plan can compute any step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from hiclip.batch import Views
 from hiclip.data.image_views import IMAGE_VIEWS
-from hiclip.data.order import Order
+from hiclip.data.mixture import MixedDataset, Mixture, datasets_of, fingerprint_of, interleaved, mixture_of
+from hiclip.data.order import Order, Rows, slice_of_rank
+from hiclip.data.permutation import derive_key
 from hiclip.data.region_views import REGION_VIEWS
 from hiclip.data.text_views import TEXT_VIEWS
 from hiclip.data.view_settings import ViewSettings
@@ -27,8 +31,8 @@ class LoaderSettings:
     cpus_per_task: float = 0.25
     """Ray CPUs that each of them takes; they need room beside the workers. 0 takes none and always fits."""
     steps_per_task: int | None = None
-    """Steps that a process makes in one go. Null: as many as a window spans, so that its groups are read once, or as
-    make 256 MB."""
+    """Steps that a process makes in one go. Null: as many as a window spans (the longest, of several datasets), so that
+    its groups are read once, or as make 256 MB."""
     prefetched_steps: int = 4
     """Batches that lie ready in the worker."""
     late_after_s: float = 60.0
@@ -53,14 +57,23 @@ class LoaderSettings:
 
 
 @dataclass(frozen=True)
-class StreamPlan:
-    """A stream of global batches: step t shows the pairs that `order` gives it, each in all views."""
+class Source:
+    """A dataset that a stream shows, in an order of its own: its epochs are its own as well."""
 
     dataset: str
     """Folder or s3:// address of a built dataset."""
     fingerprint: str
     """Of its manifest: a dataset that was rebuilt differently is refused."""
     order: Order
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream of global batches: step t shows the pairs that mixture and orders give it, each in all views."""
+
+    sources: tuple[Source, ...]
+    mixture: Mixture
+    """How positions are split among the sources."""
     batch: int
     """Pairs of a global batch."""
     image_px: int
@@ -85,9 +98,33 @@ class StreamPlan:
             raise ValueError(f"region_width: expected a number with the views {', '.join(self.region_views)}")
 
     @property
-    def window_steps(self) -> int:
-        """Steps after which the row groups of a window are done with."""
-        return -(-self.order.window_groups * self.order.rows_per_group // self.batch)
+    def fingerprint(self) -> str:
+        """What stands for the bytes of all datasets and their weights; one dataset's is its manifest's."""
+        return fingerprint_of(self.mixture, [source.fingerprint for source in self.sources])
+
+    @property
+    def window_steps(self) -> tuple[int, ...]:
+        """Of each source, steps after which the row groups of a window are done with."""
+        windows = [source.order.window_groups * source.order.rows_per_group for source in self.sources]
+        return tuple(math.ceil(rows / (self.batch * self.mixture.share(place))) for place, rows in enumerate(windows))
+
+    def pairs_of_rank(self, step: int, rank: int, world: int) -> tuple[Rows, Rows, Rows]:
+        """What `rank` of `world` shows at `step`, three (batch // world,): source, row in it, that source's epoch.
+
+        All ranks together show the same whatever `world` is. ValueError if `world` does not divide the batch.
+        """
+        mine = slice_of_rank(self.batch, rank, world)
+        first, last = (self.mixture.counts(one * self.batch) for one in (step, step + 1))
+        owners, numbers = (
+            places[mine] for places in interleaved([after - before for before, after in zip(first, last, strict=True)])
+        )
+        rows, epochs = np.empty_like(numbers), np.empty_like(numbers)
+        for place, source in enumerate(self.sources):
+            own = owners == place
+            if own.any():
+                shown, their_epochs = source.order.rows_between(first[place], last[place])
+                rows[own], epochs[own] = shown[numbers[own]], their_epochs[numbers[own]]
+        return owners, rows, epochs
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,7 +147,7 @@ class StreamPlan:
 
 
 def plan_stream(
-    dataset: str,
+    datasets: str | Sequence[MixedDataset],
     batch: int,
     window_groups: int,
     seed: int,
@@ -121,15 +158,24 @@ def plan_stream(
     region_width: int | None = None,
     asked_by: str = "the stream has the views",
 ) -> StreamPlan:
-    """The plan for a dataset that is there. Raises DatasetError if it is not, or lacks a column that a view reads.
+    """The plan for a dataset, or a mixture of several.
 
-    `asked_by` says in the error who wants to see the views.
+    Raises DatasetError if one is missing, comes twice, or lacks a column that a view reads; `asked_by` says who wants
+    to see the views.
     """
-    manifest = read_manifest(dataset)
+    datasets = datasets_of(datasets)
+    manifests = [read_manifest(dataset.path) for dataset in datasets]
+    sources = [
+        Source(
+            dataset.path,
+            manifest.fingerprint,
+            Order(manifest.pairs, manifest.rows_per_group, window_groups, _seed(seed, place, len(datasets))),
+        )
+        for place, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True))
+    ]
     plan = StreamPlan(
-        dataset,
-        manifest.fingerprint,
-        Order(manifest.pairs, manifest.rows_per_group, window_groups, seed),
+        tuple(sources),
+        mixture_of(datasets, manifests),
         batch,
         image_px,
         context,
@@ -139,14 +185,25 @@ def plan_stream(
         views.regions,
         region_width,
     )
-    missing = [column for column in plan.columns if column not in manifest.columns]
-    if missing:
-        raise DatasetError(
-            f"{dataset}: {asked_by} {', '.join(views.images + views.texts + views.regions)}, "
-            f"which need the columns {', '.join(missing)}; the dataset has {', '.join(manifest.columns)}; "
-            "an annotation in the job of pipeline.build makes columns"
-        )
+    for place, (source, manifest) in enumerate(zip(sources, manifests, strict=True)):
+        for earlier in sources[:place]:
+            if source.fingerprint == earlier.fingerprint:
+                raise DatasetError(
+                    f"{source.dataset}: is the same dataset as {earlier.dataset}; name it once, with a greater weight"
+                )
+        missing = [column for column in plan.columns if column not in manifest.columns]
+        if missing:
+            raise DatasetError(
+                f"{source.dataset}: {asked_by} {', '.join(views.images + views.texts + views.regions)}, "
+                f"which need the columns {', '.join(missing)}; the dataset has {', '.join(manifest.columns)}; "
+                "an annotation in the job of pipeline.build makes columns"
+            )
     return plan
+
+
+def _seed(seed: int, place: int, datasets: int) -> int:
+    """Of one dataset's order: two of a mixture are not permuted alike, and one alone is as it always was."""
+    return seed if datasets == 1 else derive_key(seed, "mixture", place)
 
 
 def _check_names(names: tuple[str, ...], known: Mapping[str, object]) -> None:

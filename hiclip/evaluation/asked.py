@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 
+from hiclip.data.mixture import datasets_of, fingerprint_of, mixture_of
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
@@ -26,8 +27,8 @@ class Asked:
     job: EvaluateJob
     model: EvaluatedModel
     contents: tuple[EvaluationSet, ...]
-    dataset: str | None
-    """Where the training data lies, if anything looks at it."""
+    datasets: tuple[str, ...]
+    """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
 
     @property
@@ -63,16 +64,21 @@ def ask(job: EvaluateJob) -> Asked:
     looked_at = job.baselines.pixel_neighbours is not None or (
         job.hierarchy is not None and job.hierarchy.training_pairs
     )
-    dataset = (job.dataset or model.trained_on) if looked_at else None
-    if looked_at and dataset is None:
+    named = datasets_of(job.dataset) if job.dataset else model.trained_on
+    datasets = named if looked_at else ()
+    if looked_at and not datasets:
         raise JobError(
             "dataset: expected a build, which baselines.pixel_neighbours and hierarchy.training_pairs look at, came "
             f"null; {model.root} names none. Without it: baselines.pixel_neighbours=null hierarchy.training_pairs=0"
         )
-    manifest = read_manifest(dataset) if dataset else None
-    if manifest is not None and model.state and manifest.fingerprint != model.state.manifest_fingerprint:
-        log.warning("%s is not the build that %s was trained on", dataset, model.root)
-    return Asked(job, model, contents, dataset, manifest.fingerprint if manifest is not None else None)
+    paths, fingerprint = tuple(dataset.path for dataset in datasets), None
+    if datasets:
+        manifests = [read_manifest(path) for path in paths]
+        mixture = mixture_of(datasets, manifests)
+        fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
+        if model.state and fingerprint != model.state.manifest_fingerprint:
+            log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
+    return Asked(job, model, contents, paths, fingerprint)
 
 
 def _digest(*parts: object) -> str:

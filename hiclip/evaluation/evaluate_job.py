@@ -31,7 +31,8 @@ class HierarchySettings(Settings):
     captions: tuple[Annotated[str, Field(pattern=r"\S\s+\S")], ...] = ()
     """Captions of two words or more to parse. The first one's tree is printed at the end of the run."""
     training_pairs: Annotated[int, Field(ge=0)] = 3
-    """Pairs of the training data whose caption and picture are drawn: long captions among its first thousand."""
+    """Pairs of the training data whose caption and picture are drawn: long captions among its first thousand; of the
+    first dataset if several were mixed."""
     set_pictures: Annotated[int, Field(ge=0)] = 4
     """Pictures of the first set that are drawn, chosen by hash."""
 
@@ -54,8 +55,8 @@ class EvaluateJob(Job):
     sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
     """Evaluation sets, see `hiclip.evaluation.sets`."""
     dataset: str | None = None
-    """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names;
-    published weights name none."""
+    """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names, or all
+    that it mixes; published weights name none."""
     baselines: BaselineSettings = BaselineSettings()
     hierarchy: HierarchySettings | None = HierarchySettings()
     """Null draws nothing."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import yaml
+from pydantic import TypeAdapter
 
+from hiclip.data.mixture import DatasetSettings, MixedDataset, datasets_of
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import TrainState, load_towers, read_checkpoint
@@ -24,8 +26,8 @@ class EvaluatedModel:
     settings: ModelSettings
     state: TrainState | None
     """Where its run stood; None for published weights, of which nothing is known."""
-    trained_on: str | None
-    """The dataset that its own job names, if there is one."""
+    trained_on: tuple[MixedDataset, ...]
+    """The dataset that its own job names, or several that it mixes; none for published weights."""
 
     def towers(self) -> TwoTowers:
         """In evaluation mode, on CPU."""
@@ -42,9 +44,11 @@ def evaluated_model(path: str) -> EvaluatedModel:
     file = published_file(path)
     if file is not None:
         settings = read_published(file).settings
-        return EvaluatedModel(folder(file).root, folder(file).sha256(), settings, None, None)
+        return EvaluatedModel(folder(file).root, folder(file).sha256(), settings, None, ())
     checkpoint = read_checkpoint(path)
     place = checkpoint.place
-    trained_on = str(yaml.safe_load(place.read_text("job.yaml"))["data"]["dataset"])
+    trained_on = datasets_of(
+        TypeAdapter(DatasetSettings).validate_python(yaml.safe_load(place.read_text("job.yaml"))["data"]["dataset"])
+    )
     weights = place.sha256("weights.safetensors")
     return EvaluatedModel(place.root, weights, checkpoint.model, checkpoint.state, trained_on)

@@ -40,11 +40,11 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
     flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
     yield "time", _time_line(asked, pictures, texts, cpus)
-    if asked.dataset and job.baselines.pixel_neighbours:
-        pairs = read_manifest(asked.dataset).pairs
-        yield "baseline", f"pixel neighbours among up to {pairs:,} training pictures of {asked.dataset}"
+    if asked.datasets and job.baselines.pixel_neighbours:
+        pairs = sum(read_manifest(dataset).pairs for dataset in asked.datasets)
+        yield "baseline", f"pixel neighbours among up to {pairs:,} training pictures of {', '.join(asked.datasets)}"
     if job.hierarchy:
-        drawn = job.hierarchy.training_pairs if asked.dataset else 0
+        drawn = job.hierarchy.training_pairs if asked.datasets else 0
         captions, shown = len(job.hierarchy.captions) + drawn, job.hierarchy.set_pictures + drawn
         yield "drawings", f"{captions} captions as trees, {shown} pictures as groups"
 

@@ -77,7 +77,7 @@ def draw_hierarchies(asked: Asked, towers: TwoTowers) -> list[Drawing]:
         _Model("trained", f"trained, {asked.model.training}", MODEL, towers),
         _Model("untrained", "untrained control", CONTROL, untrained(towers, asked.job.seed)),
     )
-    pairs = list(_training_pairs(asked.dataset, settings.training_pairs)) if asked.dataset else []
+    pairs = list(_training_pairs(asked.datasets[0], settings.training_pairs)) if asked.datasets else []
     drawings: list[Drawing] = []
     if towers.settings.text_hierarchy:
         captions = [*settings.captions, *(caption for caption, _ in pairs)]

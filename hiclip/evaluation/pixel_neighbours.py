@@ -7,6 +7,7 @@ retrieval by the nearest picture whose caption speaks of the thing that a candid
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,18 +75,23 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def pixel_scores(
-    dataset: str, classes: Sequence[str], pictures: Sequence[bytes], px: int, batch: int, map_blocks: MapBlocks
+    datasets: Sequence[str],
+    classes: Sequence[str],
+    pictures: Sequence[bytes],
+    px: int,
+    batch: int,
+    map_blocks: MapBlocks,
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """N pictures and the dataset at `dataset` -> scores (N, C), and how many training pictures had a label.
+    """N pictures and the datasets at `datasets` -> scores (N, C), and how many training pictures had a label.
 
-    Training pictures are read, compared and forgotten block by block: memory does not grow with the dataset.
+    Training pictures are read, compared and forgotten block by block: memory does not grow with the datasets.
     """
     queries = np.concatenate(list(map_blocks(pixel_vectors, px, cut(pictures, batch), "pictures as pixels")))
     scores = np.full((len(classes), len(pictures)), NOTHING, dtype=np.float32)
     voters = 0
-    for numbers, vectors in map_blocks(
-        _voters, px, _labelled_blocks(dataset, Labels.of(classes)), "training pictures as pixels"
-    ):
+    labels = Labels.of(classes)
+    blocks = itertools.chain.from_iterable(_labelled_blocks(dataset, labels) for dataset in datasets)
+    for numbers, vectors in map_blocks(_voters, px, blocks, "training pictures as pixels"):
         likeness = vectors @ queries.T
         for number, row in zip(numbers, likeness, strict=True):
             np.fmax(scores[number], row, out=scores[number])

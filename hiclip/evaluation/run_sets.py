@@ -132,9 +132,9 @@ class BaselineValues(Settings):
 def _pixel_values(
     asked: Asked, content: EvaluationSet, settings: PixelNeighboursSettings, map_blocks: MapBlocks
 ) -> BaselineValues:
-    assert asked.dataset is not None
+    assert asked.datasets
     per_class, voters = pixel_scores(
-        asked.dataset, content.tree.classes, content.pictures, settings.px, asked.job.batch, map_blocks
+        asked.datasets, content.tree.classes, content.pictures, settings.px, asked.job.batch, map_blocks
     )
     # A likeness of pixels is no probability: it has no contrastive loss.
     values = baseline_values(content, class_only_scores(content, per_class), without=("loss",))

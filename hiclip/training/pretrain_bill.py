@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from hiclip.data.mixture import mixture_of
 from hiclip.training.cost import parameters
 from hiclip.training.job_cost import checkpoint_bytes, own_numbers, passes, training_flops, worker_memory
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.manifest import Manifest
 
 
-def bill(job: PretrainJob, manifest: Manifest | None) -> Table:
-    """The bill as a table; `manifest` None: the dataset is not built yet."""
+def bill(job: PretrainJob, *manifests: Manifest | None) -> Table:
+    """The bill as a table; `manifests`: of the job's datasets, in its order; None for one that is not built yet."""
     table = Table(title=f"{job.name}: the bill", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in _lines(job, manifest):
+    for name, value in _lines(job, manifests):
         table.add_row(name, value)
     return table
 
@@ -35,8 +36,8 @@ def done_flops(job: PretrainJob) -> float:
     return training_flops(job, job.pairs) * (1 if job.data.micro_batch is None else 4 / 3)
 
 
-def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
-    yield from _data_lines(job, manifest)
+def _lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Iterator[tuple[str, str]]:
+    yield from _data_lines(job, manifests)
     own = own_numbers(job)
     heads = f", and {own.trained:,} of the objective's heads" if own.trained else ""
     memory = f"; it remembers {own.kept:,} numbers" if own.kept else ""
@@ -62,14 +63,25 @@ def _lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, s
     yield from _price_lines(job)
 
 
-def _data_lines(job: PretrainJob, manifest: Manifest | None) -> Iterator[tuple[str, str]]:
+def _data_lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Iterator[tuple[str, str]]:
     yield "pairs seen", f"{job.pairs:,} in {job.steps:,} steps of {job.data.batch:,}"
-    if manifest is None:
-        yield "dataset", f"{job.data.dataset}: not built yet, see pipeline.build"
-        return
-    size = sum(shard.bytes for shard in manifest.shards)
-    yield "dataset", f"{manifest.pairs:,} pairs, {_size(size)}, fingerprint {manifest.fingerprint[:12]}"
-    yield "epochs", f"{job.pairs / manifest.pairs:.2f}"
+    datasets, built = job.data.datasets, [manifest for manifest in manifests if manifest is not None]
+    mixture = mixture_of(datasets, built) if len(built) == len(datasets) else None
+    for place, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True)):
+        if manifest is None:
+            yield "dataset", f"{dataset.path}: not built yet, see pipeline.build"
+            continue
+        name = f"{dataset.path}: " if len(datasets) > 1 else ""
+        size = sum(shard.bytes for shard in manifest.shards)
+        yield "dataset", f"{name}{manifest.pairs:,} pairs, {_size(size)}, fingerprint {manifest.fingerprint[:12]}"
+        if mixture is None:
+            continue
+        epochs = f"{mixture.counts(job.pairs)[place] / manifest.pairs:.2f}"
+        if len(datasets) > 1:
+            share = float(mixture.share(place))
+            yield "of a batch", f"{share:.2%}, {share * job.data.batch:,.1f} pairs, {epochs} epochs"
+        else:
+            yield "epochs", epochs
 
 
 def _price_lines(job: PretrainJob) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hiclip.batch import TARGETS
+from hiclip.data.mixture import DatasetSettings, MixedDataset, datasets_of
 from hiclip.data.stream_plan import LoaderSettings
 from hiclip.data.view_settings import ViewSettings
 from hiclip.model.sizes import ModelSettings, resolve
@@ -16,6 +17,7 @@ from hiclip.training.optimizer import OptimizerSettings
 from hiclip.training.profile import ProfileSettings
 from hiclip.training.schedule import ScheduleSettings
 from pipeline.jobfile import Job, Number, Settings, job_fingerprint
+from pipeline.storage import absolute
 
 NOT_THE_RESULT = (
     "name",
@@ -37,17 +39,30 @@ numbers up: a run may be resumed under other values of these."""
 class DataSettings(Settings):
     """Which pairs are shown, and how many at once."""
 
-    dataset: Annotated[str, Field(min_length=1)]
-    """Folder or s3:// address that `pipeline.build` wrote."""
+    dataset: DatasetSettings
+    """Folder or s3:// address that `pipeline.build` wrote. Or several, mixed by weight and each in epochs
+    of its own: `[{path: A, weight: 3}, {path: B, weight: 1}]`."""
     batch: Annotated[int, Field(ge=2)]
     """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """Pairs that a worker encodes at once, a divisor of its share of `batch`; null: all. The gradient is the same, the
     memory is that of so few pairs, and a step takes a third longer: all are encoded twice (gradient caching)."""
     window_groups: Annotated[int, Field(ge=1)] = 64
-    """Row groups whose pairs are mixed with each other; more mix better and take more memory."""
+    """Row groups of a dataset whose pairs are mixed with each other; more mix better and take more memory."""
     views: ViewSettings = ViewSettings()
     """How crops and captions are drawn from a pair."""
+
+    @property
+    def datasets(self) -> tuple[MixedDataset, ...]:
+        """The datasets that are mixed, or the only one."""
+        return datasets_of(self.dataset)
+
+    @property
+    def absolute_dataset(self) -> str | tuple[MixedDataset, ...]:
+        """`dataset` as every machine of a run means it."""
+        if isinstance(self.dataset, str):
+            return absolute(self.dataset)
+        return tuple(one.model_copy(update={"path": absolute(one.path)}) for one in self.dataset)
 
 
 class PlainEngineSettings(Settings):

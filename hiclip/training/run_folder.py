@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, whether the run is finished, and its result.
 
 job.yaml       the resolved job, written first: another job is refused
+datasets.json  fingerprints of the datasets of a mixture, in the job's order
 checkpoints/   see `hiclip.training.checkpoint`
 losses.csv     every step
 result.json    all numbers of the finished run, written last
@@ -17,16 +18,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hiclip.training.checkpoint import Checkpoint, read_checkpoint
+from hiclip.data.stream_plan import StreamPlan
+from hiclip.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from hiclip.training.cost import parameters
 from hiclip.training.history import StepRow, to_csv
 from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import JobError, resolved, resolved_yaml
-from pipeline.manifest import DatasetError, Manifest
+from pipeline.manifest import DatasetError
 from pipeline.storage import folder
 
-RESULT = "result.json"
+RESULT, DATASETS = "result.json", "datasets.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,25 @@ def _of_today(earlier: Any) -> Any:
         return earlier
 
 
-def finished(job: PretrainJob, manifest: Manifest) -> PretrainResult | None:
+def check_datasets(job: PretrainJob, stream: StreamPlan) -> None:
+    """Notes the datasets of a mixture. DatasetError names the one that is another now than the run was begun with.
+
+    One dataset alone needs no note: checkpoints and result have its fingerprint.
+    """
+    place = folder(job.out)
+    if len(stream.sources) == 1:
+        return
+    if place.exists(DATASETS) and newest_checkpoint(job.out) is not None:
+        for source, before in zip(stream.sources, json.loads(place.read_text(DATASETS)), strict=True):
+            if before != source.fingerprint:
+                raise DatasetError(
+                    f"{source.dataset}: the run in {place.root} was begun with dataset {before[:12]}, "
+                    f"this is {source.fingerprint[:12]}; choose another out"
+                )
+    place.write_text(DATASETS, json.dumps([source.fingerprint for source in stream.sources]) + "\n")
+
+
+def finished(job: PretrainJob, stream: StreamPlan) -> PretrainResult | None:
     """The result of this job's finished run, None if it is not finished. DatasetError if the dataset is another now."""
     place = folder(job.out)
     if not place.exists(RESULT):
@@ -97,10 +117,11 @@ def finished(job: PretrainJob, manifest: Manifest) -> PretrainResult | None:
     losses = tuple((seen, loss) for seen, loss in content["losses"])
     not_applied = tuple(content.get("not_applied", ()))
     result = PretrainResult(**{**content, "losses": losses, "not_applied": not_applied})
-    if result.manifest_fingerprint != manifest.fingerprint:
+    if result.manifest_fingerprint != stream.fingerprint:
+        datasets = ", ".join(source.dataset for source in stream.sources)
         raise DatasetError(
-            f"{job.data.dataset}: the finished run in {place.root} was trained on dataset "
-            f"{result.manifest_fingerprint[:12]}, this is {manifest.fingerprint[:12]}; choose another out"
+            f"{datasets}: the finished run in {place.root} was trained on dataset "
+            f"{result.manifest_fingerprint[:12]}, this is {stream.fingerprint[:12]}; choose another out"
         )
     return result
 

@@ -16,13 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from loopback_s3 import bucket
 from PIL import Image
+from rich.console import Console
 from small_checkpoint import SMALL_MODEL, small_checkpoint, small_openmoji
 from small_dataset import small_dataset
 
+from hiclip.batch import Views
+from hiclip.data.mixture import MixedDataset
+from hiclip.data.stream_plan import plan_stream
 from hiclip.evaluate import main
 from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluation_bill import bill
 from hiclip.evaluation.evaluation_set import drawn
 from hiclip.evaluation.measure import METRICS, class_only_scores, measure
 from hiclip.evaluation.outcome import finished_outcome
@@ -263,7 +268,29 @@ def test_published_weights_need_a_dataset_for_what_looks_at_one(place: Path, tmp
     with pytest.raises(JobError, match=r"dataset: expected a build, .* came null"):
         ask(_job(place, "", checkpoint=str(tmp_path)))
     alone = _job(place, "", checkpoint=str(tmp_path), baselines={"pixel_neighbours": None}, hierarchy=None)
-    assert ask(alone).dataset is None
+    assert ask(alone).datasets == ()
+
+
+def test_a_run_on_a_mixture_is_asked_beside_all_that_it_saw(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = (str(place / "build"), str(tmp_path / "second"))
+    small_dataset(paths[1], pairs=16, first=100)
+    said = [{"path": paths[0], "weight": 3}, {"path": paths[1], "weight": 1.5}]
+    stream = plan_stream([MixedDataset.model_validate(one) for one in said], 8, 1, 0, Views(("crop",), ()), 16, 8)
+    small_checkpoint(tmp_path / "run", said, stream.fingerprint)
+    job = _job(place, "", checkpoint=str(tmp_path / "run"))
+    asked = ask(job)
+    assert (asked.datasets, asked.dataset_fingerprint) == (paths, stream.fingerprint)
+    assert not caplog.records
+    lines = Console(width=300, file=io.StringIO())
+    with lines.capture() as printed:
+        lines.print(bill(asked, 1))
+    assert f"among up to 80 training pictures of {paths[0]}, {paths[1]}" in printed.get()
+    small_dataset(paths[1], pairs=17, first=100)
+    assert ask(job).key != asked.key
+    assert f"{paths[0]}, {paths[1]} is not the build that" in caplog.text
+    assert ask(_job(place, "", checkpoint=str(tmp_path / "run"), dataset=paths[0])).datasets == paths[:1]
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")
