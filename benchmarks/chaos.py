@@ -40,7 +40,7 @@ from hiclip.training.history import StepRow, from_csv
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import read_job
 from pipeline.shards import DatasetReader
-from pipeline.storage import folder
+from pipeline.storage import absolute, folder
 
 KINDS = ("worker", "node", "driver", "sigterm")
 _PATIENCE_S = 300.0
