@@ -42,7 +42,14 @@ WHOLE_BELOW = 100_000
 class DeepSpeedEngine:
     """See `hiclip.training.engine.Engine`. Needs torch's process group; every rank makes one at the same time."""
 
-    def __init__(self, module: Pretraining, settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> None:
+    def __init__(
+        self,
+        module: Pretraining,
+        settings: OptimizerSettings,
+        zero_stage: int,
+        pairs_per_rank: int,
+        offload: bool = False,
+    ) -> None:
         _give_scalars_an_axis(module)
         numbers = sum(parameter.numel() for parameter in module.parameters())
         self._stage = zero_stage
@@ -50,9 +57,8 @@ class DeepSpeedEngine:
         with _quiet():
             deepspeed = _import_deepspeed(next(module.parameters()).device.type)
             deepspeed.init_distributed(dist_init_required=False)
-            self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self._optimizer, config=_config(settings, zero_stage, pairs_per_rank, numbers)
-            )
+            config = _config(settings, zero_stage, pairs_per_rank, numbers, offload)
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
 
     @property
     def module(self) -> Pretraining:
@@ -159,7 +165,9 @@ def _give_scalars_an_axis(module: Pretraining) -> None:
             parameter.data = parameter.data.reshape(1)
 
 
-def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int) -> dict[str, Any]:
+def _config(
+    settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int, offload: bool
+) -> dict[str, Any]:
     # DeepSpeed's defaults are for models a hundred times as large: it would keep all weights of ours whole after the
     # forward, and set aside 2 GB for gradients.
     sharded = {
@@ -172,7 +180,12 @@ def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, n
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip_norm or 0.0,
         # fp32 weights, moments and gradients; bf16 is the module's own autocast.
-        "zero_optimization": {"stage": zero_stage, **(sharded if zero_stage == 3 else {})},
+        "zero_optimization": {
+            "stage": zero_stage,
+            **(sharded if zero_stage == 3 else {}),
+            **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
+        },
+        "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
         "steps_per_print": 2**31,
     }
 
