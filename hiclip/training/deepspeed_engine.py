@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hiclip.batch import Batch
 from hiclip.distributed import rank, world
+from hiclip.training.cost import BUCKETS
 from hiclip.training.engine import Pretraining
 from hiclip.training.optimizer import (
     MOMENTS,
@@ -168,23 +169,23 @@ def _give_scalars_an_axis(module: Pretraining) -> None:
 def _config(
     settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int, offload: bool
 ) -> dict[str, Any]:
-    # DeepSpeed's defaults are for models a hundred times as large: it would keep all weights of ours whole after the
-    # forward, and set aside 2 GB for gradients.
-    sharded = {
-        "stage3_param_persistence_threshold": WHOLE_BELOW,
-        "stage3_max_reuse_distance": 0,
-        "reduce_bucket_size": numbers,
-    }
+    # DeepSpeed's defaults are for models a hundred times as large: they set aside 2 GB for gradients on their way, and
+    # would keep all weights of ours whole after the forward.
+    zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": -(-numbers // BUCKETS)}
+    if zero_stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": zero["reduce_bucket_size"],
+        }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": pairs_per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip_norm or 0.0,
         # fp32 weights, moments and gradients; bf16 is the module's own autocast.
-        "zero_optimization": {
-            "stage": zero_stage,
-            **(sharded if zero_stage == 3 else {}),
-            **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
-        },
+        "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
         "steps_per_print": 2**31,
     }

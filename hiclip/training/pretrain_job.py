@@ -212,8 +212,8 @@ class PretrainJob(Job):
             )
         if self.compiled and self.activation_checkpointing:
             raise ValueError(
-                "compiled: expected false with activation_checkpointing true, which torch's compiler cannot follow where "
-                "captions vary in length, came true"
+                "compiled: expected false with activation_checkpointing true, which torch's compiler cannot follow "
+                "where captions vary in length, came true"
             )
 
     def _check_micro_batch(self) -> None:

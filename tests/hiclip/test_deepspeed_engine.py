@@ -61,8 +61,8 @@ def run(job: PretrainJob, newest: str | None, rank: int = 0, world: int = 1) -> 
 def job_of(folder: Path, case: Case) -> PretrainJob:
     engine = {"name": "deepspeed", "zero_stage": case.stage, "offload": case.offload}
     out, data = str(folder / str(case)), {"micro_batch": case.micro_batch}
-    job = small_job(out, data=data, engine=engine, workers={"count": 2})
-    return job.model_copy(update={"activation_checkpointing": case.checkpointing})
+    again = case.checkpointing
+    return small_job(out, data=data, engine=engine, workers={"count": 2}, activation_checkpointing=again)
 
 
 def middle(run_folder: Path | str) -> str:
