@@ -16,7 +16,7 @@ REGIONS, REGION_WIDTH = 3, 5
 
 
 def small_job(out: str, dataset: str = "nowhere", **changes: Any) -> PretrainJob:
-    """A job of 8 steps of 8 pairs on the plain engine in fp32; `changes` replace keys, those of a section one by one."""
+    """A job of 8 steps of 8 pairs on the plain engine in fp32; `changes` replace keys, a section's one by one."""
     content: dict[str, Any] = {
         "name": "small",
         "seed": 5,

@@ -188,8 +188,8 @@ def _gradient_copies(zero_stage: int | None, part: float, offload: bool) -> floa
 
 
 def _activation_bytes(sizes: Sizes, low: int, pairs: int, pictures: int, texts: int, all_words: bool) -> float:
-    """Bytes that `pairs` pairs keep; `low` is the size of a number in matrix products, `all_words` whether the vector of
-    a caption is read at all of its tokens."""
+    """Bytes that `pairs` pairs keep; `low` is the size of a number in matrix products, `all_words` whether a caption's
+    vector is read at all of its tokens."""
     text = layer_activation_bytes(sizes.text, sizes.context, low, all_words)
     copies = weight_copy_bytes(sizes.text, low)
     if isinstance(sizes.image, ResNetSize):
