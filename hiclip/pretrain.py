@@ -18,7 +18,8 @@ from hiclip.model.sizes import resolve
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.live_progress import TrainingProgress
-from hiclip.training.mlflow_tracker import check_reachable, deliver_rest, open_tracker, recorded_run_id
+from hiclip.training.mlflow_address import check_reachable
+from hiclip.training.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.run_folder import RESULT, PretrainResult, check_datasets, claim, finish, finished

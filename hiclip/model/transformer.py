@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
-from typing import Generic, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hiclip.model.hierarchy import HierarchyLinks, hierarchy_attention
 from hiclip.model.sizes import TowerSize
@@ -22,6 +23,8 @@ from hiclip.model.tower_output import Links
 _HAS_KERNEL = torch.version.cuda is not None and find_spec("triton") is not None
 if _HAS_KERNEL:
     from hiclip.model.fused_attention import can_fuse, fused_attention
+
+Result = TypeVar("Result")
 
 QUICK_GELU = 1.702
 """Slope of CLIP's activation, x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702."""
@@ -140,6 +143,8 @@ class Transformer(nn.Module, Generic[Links]):
     ) -> None:
         """`make_mlp` makes what the layer of a number has after attention; None: an `Mlp` in every layer."""
         super().__init__()
+        self.recomputes = False
+        """Whether a layer keeps nothing but what enters it for the backward, which computes the rest again."""
         self.layers = nn.ModuleList(
             Layer(
                 size.width,
@@ -168,15 +173,12 @@ class Transformer(nn.Module, Generic[Links]):
         found: list[Links] = []
         last = len(self.layers) - 1
         for number, layer in enumerate(self._stack()):
-            mask = None
-            if layer.hierarchy is not None:
-                if given is None:
-                    links = layer.hierarchy.affinities(tokens, chain, found[-1] if found else None)
-                else:
-                    links = given[len(found)]
-                mask = layer.hierarchy.mask(links, chain)
+            below = found[-1] if found else None
+            known = None if given is None or layer.hierarchy is None else given[len(found)]
+            read = places if number == last else None
+            tokens, links = self._pass(_climb, layer, tokens, allowed, chain, below, known, read)
+            if links is not None:
                 found.append(links)
-            tokens = layer(tokens, allowed, mask, places if number == last else None)
         return tokens, found
 
     def enter(self, tokens: Tensor, first_layer: int, allowed: Tensor | None, places: Tensor | None = None) -> Tensor:
@@ -186,8 +188,16 @@ class Transformer(nn.Module, Generic[Links]):
         """
         rear = list(self._stack())[first_layer:]
         for layer in rear:
-            tokens = layer(tokens, allowed, None, places if layer is rear[-1] else None)
+            read = places if layer is rear[-1] else None
+            tokens = self._pass(layer, tokens, allowed, None, read)
         return tokens
+
+    def _pass(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return work(*arguments)
+        # Nothing in a layer is drawn at random, so there is no generator to put back.
+        again: Result = checkpoint(work, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return again
 
     def _stack(self) -> Iterable[Layer[Links]]:
         return cast("Iterable[Layer[Links]]", self.layers)
@@ -210,6 +220,22 @@ class Transformer(nn.Module, Generic[Links]):
 def take(rows: Tensor, places: Tensor) -> Tensor:
     """(B, N, X) and (B, M) indices -> (B, M, X): the rows at these places."""
     return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def _climb(
+    layer: Layer[Links],
+    tokens: Tensor,
+    allowed: Tensor | None,
+    chain: Tensor | None,
+    below: Links | None,
+    known: Links | None,
+    places: Tensor | None,
+) -> tuple[Tensor, Links | None]:
+    """A layer's tokens and its affinities: those `known`, or its own on top of those of the layer `below`."""
+    if layer.hierarchy is None:
+        return layer(tokens, allowed, None, places), None
+    links = layer.hierarchy.affinities(tokens, chain, below) if known is None else known
+    return layer(tokens, allowed, layer.hierarchy.mask(links, chain), places), links
 
 
 def _read(

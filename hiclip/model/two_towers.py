@@ -14,6 +14,7 @@ from hiclip.model.resnet import ResNetTower
 from hiclip.model.sizes import ModelSettings, ResNetSize, resolve
 from hiclip.model.text_tower import TextTower
 from hiclip.model.tower_output import TowerOutput
+from hiclip.model.transformer import Transformer
 
 __all__ = ["LogitScale", "TowerOutput", "TwoTowers"]
 
@@ -64,3 +65,9 @@ class TwoTowers(nn.Module):
         self.image_tower: ImageTower | ResNetTower = ResNetTower(sizes) if is_resnet else ImageTower(settings, sizes)
         self.text_tower = TextTower(settings, sizes)
         self.logit_scale = LogitScale(settings.initial_temperature, settings.max_logit_scale)
+
+    def recompute_layers(self, wanted: bool) -> None:
+        """Whether the backward computes each transformer layer again instead of the forward keeping what is in it."""
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.recomputes = wanted

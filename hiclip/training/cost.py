@@ -18,12 +18,18 @@ from hiclip.training.tower_cost import (
     layer_parameters,
     plain_layer_flops,
     pool_flops,
+    recomputed_activation_bytes,
     resnet_activation_bytes,
     resnet_flops,
     resnet_parameters,
+    weight_copy_bytes,
 )
 
 _BF16 = 2
+_OFFLOADED = 5
+"""Numbers on the CPU for each of a device's part: weights, moments, gradients, and weights on their way back."""
+BUCKETS = 8
+"""In how many parts DeepSpeed adds up gradients over devices."""
 
 
 def parameters(settings: ModelSettings) -> int:
@@ -85,28 +91,36 @@ class DeviceMemory:
 
     weights: float
     gradients: float
-    """With gradient caching, all of them twice on every device: their sum over chunks, and a chunk's."""
+    """At the end of a backward, with what DeepSpeed copies to add them up over devices. With gradient caching, all of
+    them twice at least: their sum over chunks, and a chunk's."""
     optimizer: float
     """AdamW's two moments, and DeepSpeed's own copy of the weights where it shards (stages 1 to 3)."""
     activations: float
     """What the towers' forward keeps for the backward; an estimate, good to about a quarter."""
     logits: float
     """What the losses hold at most: scores of pairs, and of words that are guessed."""
+    early: float = 0.0
+    """Of the gradients, those that are there while activations are at their most: with gradient caching their sum over
+    the chunks that are done, with activation checkpointing the text tower's."""
+    host: float = 0.0
+    """What offloading holds on the CPU, for each device."""
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """The most at a time: gradients come as activations go."""
+        return self.weights + self.optimizer + max(self.gradients, self.early + self.activations + self.logits)
 
 
 def device_memory(
     settings: ModelSettings,
     pairs: int,
     precision: Literal["fp32", "bf16"],
-    zero_stage: int,
+    zero_stage: int | None,
     world: int,
     micro_batch: int | None = None,
     *,
+    offload: bool = False,
+    checkpointing: bool = False,
     pictures: int = 1,
     texts: int = 1,
     heads: int = 0,
@@ -115,20 +129,26 @@ def device_memory(
 ) -> DeviceMemory:
     """Bytes on each of `world` devices that trains `pairs` pairs a step; weights are fp32, bf16 is autocast's.
 
-    ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too. `micro_batch`: how many of the pairs are
-    encoded at once, None for all. `pictures`, `texts`: views of a pair. `heads` and `kept`: numbers that the objective
-    trains and remembers; `logits`: bytes of its own.
+    ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too; None is the plain engine. `micro_batch`: how
+    many of the pairs are encoded at once, None for all. `pictures`, `texts`: views of a pair. `heads` and `kept`:
+    numbers that the objective trains and remembers; `logits`: bytes of its own.
     """
     numbers = parameters(settings) + heads
-    copies = 3 if zero_stage else 2
-    gradients = numbers * FP32 / (world if zero_stage >= 2 else 1)
-    picture, text = _activation_bytes(resolve(settings), _BF16 if precision == "bf16" else FP32)
+    stage, part = zero_stage or 0, 1 / world
+    moves = offload and stage > 0
+    optimizer = 0 if moves else 3 * part if stage else 2
+    sizes, low = resolve(settings), _BF16 if precision == "bf16" else FP32
+    activations = _recomputed_bytes if checkpointing else _activation_bytes
+    gradients = _gradient_copies(zero_stage, part, moves)
+    early = numbers if micro_batch is not None else _text_parameters(sizes) if checkpointing else 0
     return DeviceMemory(
-        weights=numbers * FP32 / (world if zero_stage >= 3 else 1) + kept * FP32,
-        gradients=gradients if micro_batch is None else 2 * numbers * FP32,
-        optimizer=numbers * FP32 * copies / (world if zero_stage >= 1 else 1),
-        activations=(micro_batch or pairs) * (pictures * picture + texts * text),
+        weights=numbers * FP32 * (part if stage == 3 else 1) + kept * FP32,
+        gradients=numbers * FP32 * (gradients if micro_batch is None else max(2, gradients)),
+        optimizer=numbers * FP32 * optimizer,
+        activations=activations(sizes, low, micro_batch or pairs, pictures, texts, settings.text_pooling == "max"),
         logits=logits,
+        early=early * FP32,
+        host=numbers * FP32 * _OFFLOADED * part if moves else 0.0,
     )
 
 
@@ -155,9 +175,35 @@ def _text_parameters(sizes: Sizes) -> int:
     return text.width * (sizes.vocabulary + sizes.context + 2 + sizes.embedding) + layer_parameters(text)
 
 
-def _activation_bytes(sizes: Sizes, low: int) -> tuple[float, float]:
-    """Bytes of a picture and of a text; `low` is the size of a number in matrix products."""
-    text = layer_activation_bytes(sizes.text, sizes.context, low)
+def _gradient_copies(zero_stage: int | None, part: float, offload: bool) -> float:
+    """What a device holds at the end of a backward, in units of all gradients; `part`: its share of them."""
+    bucket = 1 / BUCKETS
+    if zero_stage is None:
+        return 1
+    if zero_stage == 0:
+        return 2  # all of them, side by side in one tensor to be sent
+    if offload:
+        return (1 if zero_stage == 1 else 0) + bucket
+    return {1: 1 + part, 2: 2 * part, 3: part}[zero_stage] + bucket
+
+
+def _activation_bytes(sizes: Sizes, low: int, pairs: int, pictures: int, texts: int, all_words: bool) -> float:
+    """Bytes that `pairs` pairs keep; `low` is the size of a number in matrix products, `all_words` whether a caption's
+    vector is read at all of its tokens."""
+    text = layer_activation_bytes(sizes.text, sizes.context, low, all_words)
+    copies = weight_copy_bytes(sizes.text, low)
     if isinstance(sizes.image, ResNetSize):
-        return resnet_activation_bytes(sizes.image, sizes.image_px, low), text
-    return layer_activation_bytes(sizes.image, 1 + sizes.grid**2, low), text
+        picture = resnet_activation_bytes(sizes.image, sizes.image_px, low)
+        copies += 0 if low == FP32 else low * _image_parameters(sizes)
+    else:
+        picture = layer_activation_bytes(sizes.image, 1 + sizes.grid**2, low, all_tokens=False)
+        copies += weight_copy_bytes(sizes.image, low)
+    return pairs * (pictures * picture + texts * text) + copies
+
+
+def _recomputed_bytes(sizes: Sizes, low: int, pairs: int, pictures: int, texts: int, all_words: bool) -> float:
+    """The same with activation checkpointing: what enters the layers, and the inside of the one that is at work."""
+    assert not isinstance(sizes.image, ResNetSize)
+    picture, inside_image = recomputed_activation_bytes(sizes.image, 1 + sizes.grid**2, low)
+    text, inside_text = recomputed_activation_bytes(sizes.text, sizes.context, low)
+    return pairs * (pictures * picture + texts * text + max(inside_image, inside_text))

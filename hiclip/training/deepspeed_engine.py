@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hiclip.batch import Batch
 from hiclip.distributed import rank, world
+from hiclip.training.cost import BUCKETS
 from hiclip.training.engine import Pretraining, gradient_norm
 from hiclip.training.optimizer import (
     MOMENTS,
@@ -43,7 +44,14 @@ WHOLE_BELOW = 100_000
 class DeepSpeedEngine:
     """See `hiclip.training.engine.Engine`. Needs torch's process group; every rank makes one at the same time."""
 
-    def __init__(self, module: Pretraining, settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int) -> None:
+    def __init__(
+        self,
+        module: Pretraining,
+        settings: OptimizerSettings,
+        zero_stage: int,
+        pairs_per_rank: int,
+        offload: bool = False,
+    ) -> None:
         _give_scalars_an_axis(module)
         numbers = sum(parameter.numel() for parameter in module.parameters())
         self._stage, self._clip_norm = zero_stage, settings.clip_norm
@@ -51,9 +59,8 @@ class DeepSpeedEngine:
         with _quiet():
             deepspeed = _import_deepspeed(next(module.parameters()).device.type)
             deepspeed.init_distributed(dist_init_required=False)
-            self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self._optimizer, config=_config(settings, zero_stage, pairs_per_rank, numbers)
-            )
+            config = _config(settings, zero_stage, pairs_per_rank, numbers, offload)
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)
 
     @property
     def module(self) -> Pretraining:
@@ -168,20 +175,27 @@ def _give_scalars_an_axis(module: Pretraining) -> None:
             parameter.data = parameter.data.reshape(1)
 
 
-def _config(settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int) -> dict[str, Any]:
-    # DeepSpeed's defaults are for models a hundred times as large: it would keep all weights of ours whole after the
-    # forward, and set aside 2 GB for gradients.
-    sharded = {
-        "stage3_param_persistence_threshold": WHOLE_BELOW,
-        "stage3_max_reuse_distance": 0,
-        "reduce_bucket_size": numbers,
-    }
+def _config(
+    settings: OptimizerSettings, zero_stage: int, pairs_per_rank: int, numbers: int, offload: bool
+) -> dict[str, Any]:
+    # DeepSpeed's defaults are for models a hundred times as large: they set aside 2 GB for gradients on their way, and
+    # would keep all weights of ours whole after the forward.
+    zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": -(-numbers // BUCKETS)}
+    if zero_stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": zero["reduce_bucket_size"],
+        }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": pairs_per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": (settings.clip_norm or 0.0) if zero_stage > 0 else 0.0,  # stage 0: by `gradient_norm`
         # fp32 weights, moments and gradients; bf16 is the module's own autocast.
-        "zero_optimization": {"stage": zero_stage, **(sharded if zero_stage == 3 else {})},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
         "steps_per_print": 2**31,
     }
 

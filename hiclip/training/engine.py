@@ -62,6 +62,15 @@ class Pretraining(nn.Module):
         return torch.autocast(next(iter(batch.images.values())).device.type, torch.bfloat16, enabled=self.bf16)
 
 
+def compile_towers(towers: TwoTowers, backend: str = "inductor") -> None:
+    """torch.compile of both towers in place, at their first pass; no name of a weight changes.
+
+    Captions are as long as the longest of their batch, so their length stays a variable: one compilation for all.
+    """
+    towers.image_tower.compile(backend=backend)
+    towers.text_tower.compile(backend=backend, dynamic=True)
+
+
 class Engine(Protocol):
     """Trains a `Pretraining` module on one rank; every rank calls the same methods in the same order."""
 

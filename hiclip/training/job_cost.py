@@ -55,8 +55,15 @@ def training_flops(job: PretrainJob, seen: int) -> float:
     return 3 * pair_flops(job) * seen
 
 
-def worker_memory(job: PretrainJob, zero_stage: int) -> DeviceMemory:
-    """Bytes on the device of one worker under a stage of ZeRO. Regions, a few tokens, are not counted."""
+def done_passes(job: PretrainJob) -> float:
+    """What is computed, in units of what training counts (three forwards): a fourth forward for gradient caching, and
+    another for activation checkpointing."""
+    return (3 + (job.data.micro_batch is not None) + job.activation_checkpointing) / 3
+
+
+def worker_memory(job: PretrainJob, zero_stage: int | None) -> DeviceMemory:
+    """Bytes on the device of one worker under a stage of ZeRO, None for the plain engine. Regions, a few tokens, are
+    not counted."""
     views, workers = job.objective.views, job.workers.count
     own = own_numbers(job)
     return device_memory(
@@ -66,6 +73,8 @@ def worker_memory(job: PretrainJob, zero_stage: int) -> DeviceMemory:
         zero_stage,
         workers,
         job.data.micro_batch,
+        offload=job.engine.name == "deepspeed" and job.engine.offload,
+        checkpointing=job.activation_checkpointing,
         pictures=len(views.images),
         texts=len(views.captions),
         heads=own.trained,

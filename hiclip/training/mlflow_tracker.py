@@ -1,4 +1,4 @@
-"""Records a run in MLflow, from a thread of its own (door: mlflow).
+"""Records a run in MLflow, from a thread of its own (`hiclip.training.mlflow_calls` is the door).
 
 MLflow takes seconds to import, seconds more to make a new SQLite file, and a server may be slow or away for minutes;
 none of that may hold up a step. So calls only join a queue, and the thread sends what has gathered in batches. While
@@ -9,10 +9,7 @@ file UNDELIVERED, and is sent when the run is started again. What the server ref
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
-import re
 import shutil
 import tempfile
 import threading
@@ -20,15 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hiclip.training.mlflow_address import ANSWERS_WITHIN_S, check_reachable, reason_of, tracking_uri, without_secrets
+from hiclip.training.mlflow_calls import Begins, begin_record, is_away, send
 from hiclip.training.record_items import Artifact, End, Item, Model, Params, Point, Tag, batches, from_lines, to_lines
 from hiclip.training.tracker import Tracker
 from pipeline.jobfile import JobError, MlflowSettings
-from pipeline.storage import Folder, StorageError, absolute, folder
+from pipeline.storage import StorageError, folder
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +36,9 @@ UNDELIVERED = "mlflow_undelivered.jsonl"
 """File in a run's folder with what MLflow did not take before the run ended."""
 PATIENCE_S = 120.0
 """How long `run_id` and `close` wait for MLflow before they go on without it."""
-_ANSWERS_WITHIN_S = 5.0  # a server that is there
 _LONGEST_PAUSE_S = 30.0  # between two tries
 _MOST_METRICS = 1000  # of one request: MLflow's limit
-_LONGEST_PARAM = 6000  # characters: MLflow's limit
 _MOST_REFUSALS = 20  # that are said
-_LONGEST_REASON = 200  # characters of an error that are repeated
 _T = TypeVar("_T")
 
 
@@ -62,7 +57,7 @@ def open_tracker(
     `adds` the earlier run goes its own way: whether it counts as running or finished is left as it is. What an earlier
     tracker left in UNDELIVERED is sent first.
     """
-    begins = _Begins(settings.experiment, run_name, run_id, parent_run_id, adds)
+    begins = Begins(settings.experiment, run_name, run_id, parent_run_id, adds)
     return MlflowTracker(tracking_uri(settings, out), out, begins, patience_s)
 
 
@@ -92,70 +87,6 @@ def recorded_run_id(out: str) -> str | None:
     return place.read_text(RUN_ID).strip() if place.exists(RUN_ID) else None
 
 
-def tracking_uri(settings: MlflowSettings, out: str) -> str:
-    """`MLFLOW_TRACKING_URI`, else the job's, else an SQLite file in the folder above `out` (runs/ if out is remote)."""
-    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
-    if given:
-        return given
-    place = absolute(out)
-    above = absolute("runs") if "://" in place else str(Path(place).parent)
-    return f"sqlite:///{above}/mlflow.db"
-
-
-def without_secrets(text: str) -> str:
-    """An address, or a message with addresses in it, without `user:password@`."""
-    return re.sub(r"://[^/\s]*@", "://", text)
-
-
-def check_reachable(settings: MlflowSettings, out: str) -> None:
-    """JobError if no server answers within seconds, or no SQLite file can be there. For a command's start: it waits."""
-    uri = tracking_uri(settings, out)
-    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
-    if not given and folder(out).is_local:
-        return  # beside `out`, which is checked as such
-    database = _sqlite_file(uri)
-    if uri.startswith(("http://", "https://")):
-        reason = _no_answer(uri)
-    else:
-        reason = None if database is None else _not_writable(database)
-    if reason is not None:
-        source = " (from MLFLOW_TRACKING_URI)" if os.environ.get("MLFLOW_TRACKING_URI") else ""
-        raise JobError(f"mlflow.tracking_uri: {without_secrets(uri)}{source} cannot be reached: {reason}")
-
-
-def _no_answer(uri: str) -> str | None:
-    """Why no server answers there, None if one does. It asks as MLflow will: through proxies, with credentials."""
-    import requests
-
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_ANSWERS_WITHIN_S)
-    except requests.exceptions.SSLError:
-        return None  # a server answers, and MLflow has settings of its own for whom it trusts
-    except requests.exceptions.RequestException as error:
-        inner = getattr(error.args[0], "reason", error) if error.args else error
-        return _reason(inner).split("): ")[-1].removeprefix("Failed to establish a new connection: ")
-    return f"it answers with status {answer.status_code}" if answer.status_code >= 500 else None
-
-
-def _not_writable(file: Path) -> str | None:
-    """Why an SQLite file cannot be there, None if it can."""
-    there = next(place for place in (file, *file.absolute().parents) if place.exists())
-    if there != file and not there.is_dir():
-        return f"{there} is no folder"
-    return None if os.access(there, os.W_OK) else f"{there} cannot be written"
-
-
-@dataclass(frozen=True)
-class _Begins:
-    """How a record is begun; see `open_tracker`."""
-
-    experiment: str
-    run_name: str
-    earlier_id: str | None
-    parent_run_id: str | None
-    adds: bool
-
-
 class _GaveUp(Exception):
     """The server stayed away for as long as `close` waits."""
 
@@ -163,7 +94,7 @@ class _GaveUp(Exception):
 class MlflowTracker:
     """See `Tracker`."""
 
-    def __init__(self, uri: str, out: str, begins: _Begins, patience_s: float) -> None:
+    def __init__(self, uri: str, out: str, begins: Begins, patience_s: float) -> None:
         self._uri, self._out, self._begins, self._patience_s = uri, out, begins, patience_s
         self._shown = without_secrets(uri)
         self._items: deque[Item] = deque()
@@ -251,7 +182,7 @@ class MlflowTracker:
 
     def _work(self) -> None:
         try:
-            client, run_id = self._until_taken(self._open)
+            client, run_id = self._until_taken(lambda: begin_record(self._uri, self._begins))
             folder(self._out).write_text(RUN_ID, run_id + "\n")
             self._opened.set_result(run_id)
             self._deliver_left(client, run_id)
@@ -260,25 +191,12 @@ class MlflowTracker:
             pass  # close says it
         # MLflow, SQLAlchemy and requests each have their own errors, and none of them may end a run.
         except Exception as error:
-            log.warning("MLflow at %s cannot be used, this run is not recorded there: %s", self._shown, _reason(error))
+            log.warning(
+                "MLflow at %s cannot be used, this run is not recorded there: %s", self._shown, reason_of(error)
+            )
         finally:
             if not self._opened.done():
                 self._opened.set_result(None)
-
-    def _open(self) -> tuple[Any, str]:
-        _prepare()
-        from mlflow import MlflowClient  # here, in the thread: the import alone takes seconds
-
-        # It would print the traceback of every try on a database that is locked or away.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        begins = self._begins
-        with _alone(self._uri):
-            client = MlflowClient(tracking_uri=self._uri)
-            experiment_id = _experiment_id(client, begins.experiment, self._uri)
-            if begins.earlier_id is not None and _reopened(client, begins.earlier_id, begins.adds):
-                return client, begins.earlier_id
-            tags = {"mlflow.parentRunId": begins.parent_run_id} if begins.parent_run_id else {}
-            return client, client.create_run(experiment_id, run_name=begins.run_name, tags=tags).info.run_id
 
     def _deliver_left(self, client: Any, run_id: str) -> None:
         """Sends what an earlier process could not."""
@@ -286,7 +204,7 @@ class MlflowTracker:
         try:
             left = from_lines(place.read_text(UNDELIVERED)) if place.exists(UNDELIVERED) else []
         except (StorageError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read, MLflow lacks what is in it: %s", place.join(UNDELIVERED), _reason(error))
+            log.warning("%s cannot be read, MLflow lacks what is in it: %s", place.join(UNDELIVERED), reason_of(error))
             return
         if not left:
             return
@@ -324,7 +242,7 @@ class MlflowTracker:
 
     def _send(self, client: Any, run_id: str, batch: list[Item]) -> None:
         try:
-            self._until_taken(lambda: _send(client, run_id, batch, self._uri, folder(self._out)))
+            self._until_taken(lambda: send(client, run_id, batch, self._uri, folder(self._out)))
         except _GaveUp:
             raise
         except Exception as error:  # refused, in the words of MLflow, SQLAlchemy, requests or a store of artifacts
@@ -333,7 +251,7 @@ class MlflowTracker:
                 for part in parts:
                     self._send(client, run_id, part)
                 return
-            reason, what = _reason(error), type(batch[0]).__name__.lower()
+            reason, what = reason_of(error), type(batch[0]).__name__.lower()
             if reason not in self._said and len(self._said) < _MOST_REFUSALS:
                 self._said.add(reason)
                 log.warning("MLflow at %s refuses a %s, which is passed over: %s", self._shown, what, reason)
@@ -346,15 +264,15 @@ class MlflowTracker:
             try:
                 result = call()
             except Exception as error:  # each of the vendors below MLflow has its own
-                if not _is_away(error):
+                if not is_away(error):
                     self._is_back()
                     raise
                 failures += 1
                 # One that fails at once may be a connection that was left open too long.
-                if self._away_since is None and (failures == 2 or time.monotonic() - began > _ANSWERS_WITHIN_S):
+                if self._away_since is None and (failures == 2 or time.monotonic() - began > ANSWERS_WITHIN_S):
                     self._away_since = time.monotonic()
                     log.warning(
-                        "MLflow at %s is away; its numbers are kept and sent later: %s", self._shown, _reason(error)
+                        "MLflow at %s is away; its numbers are kept and sent later: %s", self._shown, reason_of(error)
                     )
                 self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -390,153 +308,9 @@ def _parts(batch: list[Item]) -> list[list[Item]]:
     return [batch]
 
 
-def _send(client: Any, run_id: str, batch: list[Item], uri: str, place: Folder) -> None:
-    """One batch: points, or one item that is none. Sent twice it changes nothing more."""
-    from mlflow.entities import Metric
-
-    match batch[0]:
-        case Point():
-            # MLflow keeps one of two points that agree in key, step, time and value.
-            points = [Metric(p.key, p.value, p.time_ms, p.seen) for p in batch if isinstance(p, Point)]
-            client.log_batch(run_id, metrics=points)
-        case Params(values):
-            _log_params(client, run_id, values)
-        case Tag(key, value):
-            client.set_tag(run_id, key, value)
-        case Artifact() as artifact:
-            _log_artifact(client, run_id, artifact, place)
-        case Model() as model:
-            _register(client, run_id, model, uri)
-        case End(status):
-            client.set_terminated(run_id, status)
-
-
-def _log_artifact(client: Any, run_id: str, artifact: Artifact, place: Folder) -> None:
-    if artifact.copy is not None:
-        client.log_artifact(run_id, artifact.copy, artifact.folder or None)
-    elif place.exists(artifact.name):
-        with tempfile.TemporaryDirectory() as local:
-            copy = str(Path(local, artifact.name))
-            place.download(artifact.name, copy)
-            client.log_artifact(run_id, copy, artifact.folder or None)
-
-
-def _register(client: Any, run_id: str, model: Model, uri: str) -> None:
-    """A version of the registered model, unless this run has already made one of this checkpoint."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(model.name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    known = client.search_model_versions(f"name='{model.name}' and run_id='{run_id}'")
-    if any(version.tags.get("checkpoint") == model.checkpoint for version in known):
-        return
-    source = model.checkpoint
-    if "://" not in source and _sqlite_file(uri) is None:
-        # A server takes no path of another machine; so the small files, and the tag says where the weights are.
-        for name, text in model.files.items():
-            client.log_text(run_id, text, f"model/{name}")
-        source = f"runs:/{run_id}/model"
-    tags = {**model.tags, "checkpoint": model.checkpoint}
-    client.create_model_version(model.name, source, run_id, tags, None, model.description, await_creation_for=None)
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether it is the server's absence or trouble that an error tells of, and not what it was asked."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    status: int | None = None
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    elif isinstance(error, requests.exceptions.HTTPError) and error.response is not None:
-        status = error.response.status_code
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    away = requests.exceptions.RequestException, ConnectionError, TimeoutError, OperationalError
-    return isinstance(error, away)
-
-
-def _reason(error: object) -> str:
-    """The first line of an error, without secrets."""
-    first = next(iter(without_secrets(str(error)).splitlines()), "") or type(error).__name__
-    return first if len(first) <= _LONGEST_REASON else first[:_LONGEST_REASON] + "…"
-
-
-def _experiment_id(client: Any, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    # Beside the SQLite file; MLflow's own default is the current directory. A server decides for itself.
-    database = _sqlite_file(uri)
-    location = str(database.parent / "mlartifacts") if database else None
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:  # another process was faster
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            raise
-        return str(experiment.experiment_id)
-
-
-def _reopened(client: Any, run_id: str, adds: bool) -> bool:
-    """Whether MLflow still has the run, which then counts as running again unless something is only added."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if adds:
-            client.get_run(run_id)
-        else:
-            client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
-
-
-def _log_params(client: Any, run_id: str, values: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    # MLflow refuses to change a parameter; a resumed run repeats the ones it has, and may come with another `out`.
-    known = client.get_run(run_id).data.params
-    fresh = [Param(key, value[:_LONGEST_PARAM]) for key, value in values.items() if key not in known]
-    for start in range(0, len(fresh), 100):
-        client.log_batch(run_id, params=fresh[start : start + 100])
-
-
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that make the tables of one new SQLite file at once both fail; so one after the other."""
-    database = _sqlite_file(uri)
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{database}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _prepare() -> None:
-    """What MLflow reads at import: its defaults wait minutes for a dead server and tell of every table made."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the tracker tries again, and can be hurried
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -8,7 +8,14 @@ from rich.table import Table
 
 from hiclip.data.mixture import mixture_of
 from hiclip.training.cost import parameters
-from hiclip.training.job_cost import checkpoint_bytes, own_numbers, passes, training_flops, worker_memory
+from hiclip.training.job_cost import (
+    checkpoint_bytes,
+    done_passes,
+    own_numbers,
+    passes,
+    training_flops,
+    worker_memory,
+)
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.manifest import Manifest
 
@@ -32,8 +39,8 @@ def hours(job: PretrainJob) -> float | None:
 
 
 def done_flops(job: PretrainJob) -> float:
-    """FLOPs of the whole run as it is done: with gradient caching, a fourth forward beside a pass that counts three."""
-    return training_flops(job, job.pairs) * (1 if job.data.micro_batch is None else 4 / 3)
+    """FLOPs of the whole run as it is done, with the forwards that are done again to hold less."""
+    return training_flops(job, job.pairs) * done_passes(job)
 
 
 def _lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Iterator[tuple[str, str]]:
@@ -50,8 +57,10 @@ def _lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Iterator[t
             "encoded at once",
             f"{job.data.micro_batch:,} pairs a worker, each twice: {done_flops(job):.3g} FLOPs are done",
         )
+    if job.activation_checkpointing:
+        yield "activation checkpointing", f"each layer once more in the backward: {done_flops(job):.3g} FLOPs are done"
     yield "workers", f"{job.workers.count} × ({job.workers.cpus:g} CPU, {job.workers.gpus:g} GPU), {_engine(job)}"
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         yield f"memory, ZeRO {stage}", _memory(job, stage)
     saved = -(-job.pairs // job.checkpoints.every_pairs)
     size, keep = checkpoint_bytes(job), job.checkpoints.keep
@@ -102,12 +111,14 @@ def _memory(job: PretrainJob, stage: int) -> str:
     return (
         f"{_size(held.total)} a worker: weights {_size(held.weights)}, gradients {_size(held.gradients)}, "
         f"optimizer {_size(held.optimizer)}, activations about {_size(held.activations)}, "
-        f"logits {_size(held.logits)}"
+        f"logits {_size(held.logits)}" + (f"; {_size(held.host)} of CPU memory" if held.host else "")
     )
 
 
 def _engine(job: PretrainJob) -> str:
-    return "plain engine" if job.engine.name == "plain" else f"DeepSpeed ZeRO {job.engine.zero_stage}"
+    if job.engine.name == "plain":
+        return "plain engine"
+    return f"DeepSpeed ZeRO {job.engine.zero_stage}{', optimizer on the CPU' if job.engine.offload else ''}"
 
 
 def _size(count: float) -> str:

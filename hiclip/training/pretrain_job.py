@@ -29,11 +29,13 @@ NOT_THE_RESULT = (
     "price",
     "profile",
     "divergence",
+    "activation_checkpointing",
+    "compiled",
     "engine",
     "workers",
 )
-"""Keys of a job that change no pair and no weight of a run that goes well, but for the order in which the last two add
-numbers up: a run may be resumed under other values of these."""
+"""Keys of a job that change no pair and no weight of a run that goes well, but for the order in which the last three
+add numbers up (and where `compiled` rounds them in bf16): a run may be resumed under other values of these."""
 
 
 class DataSettings(Settings):
@@ -78,6 +80,9 @@ class DeepSpeedEngineSettings(Settings):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What is shared out instead of kept by every worker: 0 nothing, 1 optimizer state, 2 also gradients, 3 also
     weights."""
+    offload: bool = False
+    """Keep the optimizer's state on the CPU and step there, which leaves the device to the rest and takes longer: with
+    `zero_stage` 1 to 3."""
 
 
 EngineSettings = Annotated[PlainEngineSettings | DeepSpeedEngineSettings, Field(discriminator="name")]
@@ -154,6 +159,11 @@ class PretrainJob(Job):
     """What runs the steps: one worker alone, or DeepSpeed with as many as are asked for."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward; weights and optimizer are fp32 in both."""
+    activation_checkpointing: bool = False
+    """Keep what enters a transformer layer alone and compute the rest again in the backward: the same numbers in much
+    less memory, for one more forward."""
+    compiled: bool = False
+    """Let torch.compile make kernels of both towers; the first steps then take minutes."""
     workers: WorkerSettings = WorkerSettings()
     loader: LoaderSettings = LoaderSettings()
     """The processes that read and decode for the workers."""
@@ -214,6 +224,7 @@ class PretrainJob(Job):
                 f"came {self.model.region_width}"
             )
         self._check_micro_batch()
+        self._check_engine_switches()
         guesses = any(view.endswith(TARGETS) for view in self.objective.views.texts)
         if self.engine.name == "deepspeed" and self.engine.zero_stage == 3 and guesses:
             raise ValueError(
@@ -240,6 +251,28 @@ class PretrainJob(Job):
             raise ValueError(
                 f"workers.least: expected null with objective {self.objective.name}, which compares the pairs of a "
                 f"worker with each other, so that their number is part of the result, came {least}"
+            )
+
+    def _check_engine_switches(self) -> None:
+        stage = self.engine.zero_stage if self.engine.name == "deepspeed" else None
+        if self.engine.name == "deepspeed" and self.engine.offload and stage == 0:
+            raise ValueError(
+                "engine.offload: expected false with engine.zero_stage 0, which keeps the optimizer as it is, came true"
+            )
+        if self.activation_checkpointing and resolve(self.model).sees_the_batch:
+            key = "model.leff true" if self.model.leff else f"model.size {self.model.size}"
+            raise ValueError(
+                f"activation_checkpointing: expected false with {key}, whose batch norms would count a batch twice, "
+                "came true"
+            )
+        if self.compiled and stage == 3:
+            raise ValueError(
+                "compiled: expected false with engine.zero_stage 3, which fetches weights layer by layer, came true"
+            )
+        if self.compiled and self.activation_checkpointing:
+            raise ValueError(
+                "compiled: expected false with activation_checkpointing true, which torch's compiler cannot follow "
+                "where captions vary in length, came true"
             )
 
     def _check_micro_batch(self) -> None:

@@ -15,7 +15,7 @@ from hiclip.batch import Batch
 from hiclip.distributed import of_all_ranks, rank, world
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint
-from hiclip.training.engine import Engine, PlainEngine, Pretraining
+from hiclip.training.engine import Engine, PlainEngine, Pretraining, compile_towers
 from hiclip.training.history import StepRow
 from hiclip.training.loop import NotFiniteError, Plan, Wish, train
 from hiclip.training.pretrain_job import PretrainJob
@@ -134,6 +134,9 @@ def build_module(job: PretrainJob) -> Pretraining:
     """The freshly initialised module of a job: the same numbers on every rank and machine."""
     torch.manual_seed(job.seed)
     towers = TwoTowers(job.model)
+    towers.recompute_layers(job.activation_checkpointing)
+    if job.compiled:
+        compile_towers(towers)
     objective = job.objective.build(job.model)
     return Pretraining(towers, objective, bf16=job.precision == "bf16", micro_batch=job.data.micro_batch)
 
@@ -144,7 +147,8 @@ def make_engine(job: PretrainJob, module: Pretraining) -> Engine:
         return PlainEngine(module, job.optimizer)
     from hiclip.training.deepspeed_engine import DeepSpeedEngine  # only where it is wanted: it takes seconds to import
 
-    return DeepSpeedEngine(module, job.optimizer, job.engine.zero_stage, job.data.batch // world())
+    engine = job.engine
+    return DeepSpeedEngine(module, job.optimizer, engine.zero_stage, job.data.batch // world(), engine.offload)
 
 
 def learning_rate(job: PretrainJob, step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hiclip.model.sizes import ResNetSize, TowerSize
 
@@ -44,19 +44,41 @@ def plain_layer_flops(tower: TowerSize, places: int, last_readers: int, layers: 
     return (layers - 1) * layer(places) + layer(last_readers)
 
 
-def layer_activation_bytes(tower: TowerSize, places: int, low: int) -> float:
+def layer_activation_bytes(tower: TowerSize, places: int, low: int, all_tokens: bool = True) -> float:
     """All layers on one picture or caption; `low` is the size of a number in matrix products. Norms, affinities and C
-    stay fp32."""
+    stay fp32. Without `all_tokens` the last layer answers for one token, and keeps what that token reads alone."""
     width, heads = tower.width, tower.heads
     stream = 2 * places * width * FP32  # inputs of the two norms
     attention = places * width * 7 * low + 2 * heads * places**2 * low
     mlp = places * width * (1 + 4 + 4) * low
     # Into and out of three norms, three activations and three maps.
     leff = places * width * (1 + 4 * 6 + 2) * low - mlp
-    hierarchy = places * (width * (FP32 + low) + 2 * tower.affinity_width * low) + 4 * places**2 * FP32
-    hierarchy += heads * places**2 * low
-    plain = tower.depth * (stream + attention + mlp)
-    return plain + len(tower.hierarchy_layers) * hierarchy + tower.leff_layers * leff
+    projection = places * (width * (FP32 + low) + 2 * tower.affinity_width * low)
+    mask = 4 * places**2 * FP32 + heads * places**2 * low
+    layers = tower.depth * (stream + attention + mlp) + tower.leff_layers * leff
+    hierarchy = len(tower.hierarchy_layers) * (projection + mask)
+    if all_tokens:
+        return layers + hierarchy
+    read = places * width * (FP32 + 3 * low)  # into the norm, out of it, keys and values
+    return layers + hierarchy - (stream + attention + mlp - read) - mask * (tower.depth - 1 in tower.hierarchy_layers)
+
+
+def recomputed_activation_bytes(tower: TowerSize, places: int, low: int) -> tuple[float, float]:
+    """With activation checkpointing, on one picture or caption: what enters the layers, and what one layer holds in its
+    backward, the widest gradient beside it."""
+    below = (0,) if tower.hierarchy_layers else ()
+    one = replace(tower, depth=1, hierarchy_layers=below, leff_layers=0)
+    inside = layer_activation_bytes(one, places, low) + 4 * places * tower.width * low
+    return float(tower.depth * places * tower.width * FP32), inside
+
+
+def weight_copy_bytes(tower: TowerSize, low: int) -> int:
+    """Products of weights that all pairs share and the backward needs: in fp32 those of the MLPs with QuickGELU's
+    constants, in bf16 every matrix of a layer."""
+    leff, width = tower.leff_layers, tower.width
+    if low == FP32:
+        return FP32 * width**2 * (8 * (tower.depth - leff) + 4 * leff)
+    return low * (12 * width**2 * tower.depth + 2 * width * tower.affinity_width * len(tower.hierarchy_layers))
 
 
 def resnet_parameters(size: ResNetSize, grid: int, embedding: int) -> int:

@@ -1,5 +1,5 @@
 """DeepSpeed on two real ranks does what one plain process does, in every ZeRO stage, with and without gradient caching,
-and resumes bit for bit.
+activation checkpointing and an optimizer on the CPU, and resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,31 @@ from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import run_rank
 from hiclip.training.saving import RunPlace
 
-CASES = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (None, 2)] + [(3, None)]
-"""ZeRO stage, and how many of a rank's four pairs are encoded at once."""
-every_case = pytest.mark.parametrize(("stage", "micro_batch"), CASES)
+
+@dataclass(frozen=True)
+class Case:
+    """How two ranks train."""
+
+    stage: int
+    micro_batch: int | None = None
+    """How many of a rank's four pairs are encoded at once."""
+    offload: bool = False
+    checkpointing: bool = False
+
+    def __str__(self) -> str:
+        switches = ("-offload" if self.offload else "") + ("-checkpointing" if self.checkpointing else "")
+        return f"stage{self.stage}-{self.micro_batch or 'whole'}{switches}"
+
+
+CASES = [
+    *(Case(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (None, 2)),
+    Case(3),
+    *(Case(stage, offload=True) for stage in (1, 2, 3)),
+    Case(1, checkpointing=True),
+    Case(2, micro_batch=2, offload=True, checkpointing=True),
+    Case(3, checkpointing=True),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def run(job: PretrainJob, newest: str | None, rank: int = 0, world: int = 1) -> list[float]:
@@ -36,18 +59,15 @@ def run(job: PretrainJob, newest: str | None, rank: int = 0, world: int = 1) -> 
     return [row.loss for row in rows]
 
 
-def job_of(folder: Path, stage: int, micro_batch: int | None) -> PretrainJob:
-    engine = {"name": "deepspeed", "zero_stage": stage}
-    out, data = str(folder / name_of(stage, micro_batch)), {"micro_batch": micro_batch}
-    return small_job(out, data=data, engine=engine, workers={"count": 2})
+def job_of(folder: Path, case: Case) -> PretrainJob:
+    engine = {"name": "deepspeed", "zero_stage": case.stage, "offload": case.offload}
+    out, data = str(folder / str(case)), {"micro_batch": case.micro_batch}
+    again = case.checkpointing
+    return small_job(out, data=data, engine=engine, workers={"count": 2}, activation_checkpointing=again)
 
 
 def middle(run_folder: Path | str) -> str:
     return f"{run_folder}/checkpoints/seen-000000000024"
-
-
-def name_of(stage: int, micro_batch: int | None) -> str:
-    return f"stage{stage}-{micro_batch or 'whole'}"
 
 
 def one_rank(rank: int, port: int, folder: Path) -> None:
@@ -59,10 +79,10 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo")
     answers: dict[str, Any] = {}
     for case in CASES:
-        job = job_of(folder, *case)
+        job = job_of(folder, case)
         losses = run(job, None, rank, 2)
         starts = middle(job.out), middle(folder / "plain")
-        answers[name_of(*case)] = [losses, *(run(job, start, rank, 2) for start in starts)]
+        answers[str(case)] = [losses, *(run(job, start, rank, 2) for start in starts)]
     (folder / f"rank{rank}.json").write_text(json.dumps(answers))
     dist.destroy_process_group()
 
@@ -85,8 +105,8 @@ def plain_losses(folder: Path) -> list[float]:
 
 
 @every_case
-def test_two_ranks_step_like_one_plain_process(folder: Path, stage: int, micro_batch: int | None) -> None:
-    name = name_of(stage, micro_batch)
+def test_two_ranks_step_like_one_plain_process(folder: Path, case: Case) -> None:
+    name = str(case)
     losses, *others = json.loads((folder / "rank0.json").read_text())[name]
     assert [losses, *others] == json.loads((folder / "rank1.json").read_text())[name]
     plain = plain_losses(folder)
@@ -99,25 +119,23 @@ def test_two_ranks_step_like_one_plain_process(folder: Path, stage: int, micro_b
 
 
 @every_case
-def test_a_resume_repeats_the_losses_bit_for_bit(folder: Path, stage: int, micro_batch: int | None) -> None:
-    losses, resumed, _ = json.loads((folder / "rank0.json").read_text())[name_of(stage, micro_batch)]
+def test_a_resume_repeats_the_losses_bit_for_bit(folder: Path, case: Case) -> None:
+    losses, resumed, _ = json.loads((folder / "rank0.json").read_text())[str(case)]
     assert resumed == losses[3:]
-    assert newest_checkpoint(str(folder / name_of(stage, micro_batch)))
+    assert newest_checkpoint(str(folder / str(case)))
 
 
 @every_case
-def test_any_engine_goes_on_from_the_checkpoint_of_any_other(
-    folder: Path, tmp_path: Path, stage: int, micro_batch: int | None
-) -> None:
+def test_any_engine_goes_on_from_the_checkpoint_of_any_other(folder: Path, tmp_path: Path, case: Case) -> None:
     """One rank's by two, and two ranks' by one: the same pairs, the same losses but for the order of sums."""
-    name, plain = name_of(stage, micro_batch), plain_losses(folder)
+    name, plain = str(case), plain_losses(folder)
     _, _, by_two = json.loads((folder / "rank0.json").read_text())[name]
     assert by_two == pytest.approx(plain[3:], abs=1e-5)
     assert run(small_job(str(tmp_path)), middle(folder / name)) == pytest.approx(plain[3:], abs=1e-5)
 
 
 def test_checkpoints_of_all_engines_hold_the_same_things(folder: Path) -> None:
-    names = [name_of(*case) for case in CASES]
+    names = [str(case) for case in CASES]
     states = {name: read_checkpoint(middle(folder / name)).optimizer_state() for name in [*names, "plain"]}
     for name in names:
         assert {key: tensor.numel() for key, tensor in states[name].items()} == {

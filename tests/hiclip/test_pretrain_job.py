@@ -14,9 +14,16 @@ from small_run import random_batches, small_job
 
 from hiclip.model.sizes import resolve
 from hiclip.pretrain import stream_plan
-from hiclip.training.cost import forward_flops_per_pair, image_flops, region_flops, text_flops, train_flops
-from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, worker_memory
-from hiclip.training.pretrain_bill import bill, hours
+from hiclip.training.cost import (
+    device_memory,
+    forward_flops_per_pair,
+    image_flops,
+    region_flops,
+    text_flops,
+    train_flops,
+)
+from hiclip.training.job_cost import checkpoint_bytes, own_numbers, pair_flops, training_flops, worker_memory
+from hiclip.training.pretrain_bill import bill, done_flops, hours
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.rank_run import run_rank
 from hiclip.training.saving import RunPlace
@@ -49,6 +56,22 @@ PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
             {"engine": {"name": "deepspeed", "zero_stage": 3}, "data": {"micro_batch": 2}},
             "engine.zero_stage: expected at most 2 with data.micro_batch 2",
         ),
+        (
+            {"engine": {"name": "deepspeed", "zero_stage": 0, "offload": True}},
+            "engine.offload: expected false with engine.zero_stage 0",
+        ),
+        (
+            {"activation_checkpointing": True, "model": {"depth": 2, "leff": True, "front_layers": 1}},
+            "activation_checkpointing: expected false with model.leff true, whose batch norms",
+        ),
+        (
+            {"compiled": True, "engine": {"name": "deepspeed", "zero_stage": 3}},
+            "compiled: expected false with engine.zero_stage 3",
+        ),
+        (
+            {"compiled": True, "activation_checkpointing": True},
+            "compiled: expected false with activation_checkpointing true",
+        ),
         ({"checkpoints": {"every_pairs": 0}}, "checkpoints.every_pairs"),
         ({"optimizer": {"lr": 1}}, "optimizer.lr: no such key"),
     ],
@@ -68,6 +91,7 @@ def test_a_fingerprint_is_of_what_changes_the_weights() -> None:
     job = small_job("out")
     content = resolved(job)
     same = {**content, "out": "elsewhere", "name": "other", "price": PRICE, "ray": {"num_cpus": 8}}
+    same |= {"compiled": True, "engine": {"name": "deepspeed", "offload": True}}
     assert make_job(same, PretrainJob, "").fingerprint == job.fingerprint
     for section, keys in (("model", {"width": 128}), ("schedule", {"pairs": 72}), ("data", {"batch": 16})):
         assert small_job("out", **{section: keys}).fingerprint != job.fingerprint
@@ -80,7 +104,7 @@ def test_pairs_are_whole_batches() -> None:
 
 
 def printed(job: PretrainJob, manifest: Manifest | None) -> str:
-    console = Console(width=160, file=io.StringIO())
+    console = Console(width=200, file=io.StringIO())
     with console.capture() as capture:
         console.print(bill(job, manifest))
     return capture.get()
@@ -110,6 +134,19 @@ def test_the_bill_of_a_micro_batch_tells_the_second_pass_and_the_memory_of_a_chu
     assert "encoded at once" not in printed(at_once, None)
 
 
+def test_the_bill_tells_what_checkpointing_costs_and_offloading_moves() -> None:
+    engine = {"name": "deepspeed", "zero_stage": 2, "offload": True}
+    job = small_job("out", engine=engine, activation_checkpointing=True)
+    assert (done_flops(job) / training_flops(job, job.pairs)) == pytest.approx(4 / 3)
+    text = printed(job, None)
+    assert "DeepSpeed ZeRO 2, optimizer on the CPU" in text
+    assert "each layer once more in the backward" in text
+    lines = [line for line in text.splitlines() if "memory, ZeRO" in line]
+    assert [line.split("memory, ZeRO ")[1][0] for line in lines] == ["0", "1", "2", "3"]
+    assert ["optimizer 0 B" in line for line in lines] == [False, True, True, True]
+    assert text.count("of CPU memory") == 3
+
+
 def test_the_bill_counts_what_an_objective_looks_at() -> None:
     """DeCLIP: two pictures and two texts. PyramidCLIP: two pictures, three texts, regions in the rear layers."""
     clip, declip = small_job("out"), small_declip("out")
@@ -121,7 +158,7 @@ def test_the_bill_counts_what_an_objective_looks_at() -> None:
     assert pair_flops(pyramid) == expected
     assert "2 × picture, 2 × text (declip)" in printed(declip, None)
     assert "2 × picture, 3 × text, 10 regions (pyramidclip)" in printed(pyramid, None)
-    memory = [worker_memory(job, 0) for job in (clip, declip)]
+    memory = [worker_memory(job, None) for job in (clip, declip)]
     # Two losses of a direction; and of DeCLIP eight, four with neighbours, and three copies of all words' logits.
     pairs, batch = clip.data.batch // clip.workers.count, clip.data.batch
     queue = resolved(declip)["objective"]["queue"]
@@ -129,7 +166,8 @@ def test_the_bill_counts_what_an_objective_looks_at() -> None:
     assert memory[0].logits == 4 * (2 + 2) * pairs * batch
     assert memory[1].logits == 4 * (8 + 4 + 2) * pairs * batch + 4 * 3 * words + 4 * pairs * queue
     assert f"logits {memory[1].logits / 1e6:.3g} MB" in printed(declip, None)
-    assert memory[1].activations == 2 * memory[0].activations
+    twice = device_memory(declip.model, pairs, "fp32", None, 1, pictures=2, texts=2)
+    assert memory[1].activations == twice.activations > 1.3 * memory[0].activations
     assert memory[1].gradients - memory[0].gradients == 4 * (own_numbers(declip).trained + 64)  # and the mask's row
 
 
