@@ -30,7 +30,7 @@ from hiclip.training.this_process import run_here
 from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import EndedEarlyError, resolved, resolved_yaml
-from pipeline.manifest import MANIFEST, check_shards, read_manifest
+from pipeline.manifest import MANIFEST, DatasetError, read_manifest, unsound_shards
 from pipeline.storage import absolute, folder
 
 _VERIFIED = "verify-resume.json"
@@ -54,7 +54,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
         return result
     _announce(job)
-    _check_shards(stream)
+    stream = _sound(stream, job)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
         result = _train(job, stream, tracker, here)
@@ -65,9 +65,20 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
     return result
 
 
-def _check_shards(stream: StreamPlan) -> None:
+def _sound(stream: StreamPlan, job: PretrainJob) -> StreamPlan:
+    """The stream without shards that are damaged; DatasetError if the job will not do without them."""
+    sources = []
     for source in stream.sources:
-        check_shards(source.dataset, read_manifest(source.dataset))
+        manifest = read_manifest(source.dataset)
+        unsound = set()
+        for number, why in unsound_shards(source.dataset, manifest):
+            if job.loader.unsound_shards == "refuse":
+                raise DatasetError(why)
+            console.print(f"pretrain: {why}; {manifest.shards[number].pairs:,} pairs are not read", markup=False)
+            unsound.add(number)
+        sources.append(replace(source, unsound=frozenset(unsound)))
+        sources[-1].sound_row(0)  # is there one?
+    return replace(stream, sources=tuple(sources))
 
 
 def _announce(job: PretrainJob) -> None:
@@ -197,7 +208,7 @@ def verify(job: PretrainJob) -> str:
     from pipeline.ray_session import ray_session
 
     stream = stream_plan(job)
-    _check_shards(stream)
+    stream = _sound(stream, job)
     place = RunPlace(absolute(job.out), stream.fingerprint, source_commit())
 
     def train(job: PretrainJob, place: RunPlace) -> None:

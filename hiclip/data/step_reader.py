@@ -123,8 +123,10 @@ class StepReader:
         """The pair at `row`, or the first one after it whose picture can be decoded; its views; how many could not."""
         plan = self._plan
         dataset, order = plan.sources[source].dataset, plan.sources[source].order
+        sound = plan.sources[source].sound_row
         for tries in range(order.pairs):
-            shown = _Shown(self._pair(step, source, (row + tries) % order.pairs), order.seed, epoch)
+            at = sound((row + tries) % order.pairs)
+            shown = _Shown(self._pair(step, source, at), order.seed, epoch)
             try:
                 picture = Picture(shown.pair["image"])
                 views = {
@@ -136,7 +138,7 @@ class StepReader:
             except ImageError as error:
                 log.warning("%s: picture of pair %s cannot be decoded: %s", dataset, shown.pair["pair_id"], error)
                 continue
-            return shown, views, tries
+            return shown, views, tries + (at != (row + tries) % order.pairs)
         raise DatasetError(f"{dataset}: not one of {order.pairs} pictures can be decoded")
 
     def _pair(self, step: int, source: int, row: int) -> dict[str, Any]:

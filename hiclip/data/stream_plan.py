@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pipeline.manifest import DatasetError, read_manifest
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How a rank's pairs are read under Ray. Nothing here changes what is read."""
+    """How a rank's pairs are read under Ray. Nothing here changes what is read of a sound dataset."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -41,6 +41,9 @@ class LoaderSettings:
     """The run fails when for this long no batch was made and none was taken."""
     broken_share: float = 0.01
     """Share of the pictures that may turn out to be broken; the next pair stands in for each, more fail the run."""
+    unsound_shards: Literal["refuse", "skip"] = "refuse"
+    """What is done where a shard is missing or its sha256 is not the manifest's: refuse the dataset, or have pairs of
+    the next shard stand in for its own, which count as broken."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "steps_per_task", "prefetched_steps"):
@@ -65,6 +68,18 @@ class Source:
     fingerprint: str
     """Of its manifest: a dataset that was rebuilt differently is refused."""
     order: Order
+    pairs_per_shard: int
+    unsound: frozenset[int] = frozenset()
+    """Numbers of shards that are not read."""
+
+    def sound_row(self, row: int) -> int:
+        """The row that is read for `row`: itself, or the one at its place in the next shard that is sound."""
+        shards = -(-self.order.pairs // self.pairs_per_shard)
+        for _ in range(shards):
+            if row // self.pairs_per_shard not in self.unsound:
+                return row
+            row = (row + self.pairs_per_shard) % self.order.pairs
+        raise DatasetError(f"{self.dataset}: none of its {shards} shards is sound")
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,7 @@ def plan_stream(
             dataset.path,
             manifest.fingerprint,
             Order(manifest.pairs, manifest.rows_per_group, window_groups, _seed(seed, place, len(datasets))),
+            manifest.pairs_per_shard,
         )
         for place, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True))
     ]

@@ -29,6 +29,7 @@ from pipeline.manifest import DatasetError
 from pipeline.storage import folder
 
 RESULT, DATASETS = "result.json", "datasets.json"
+_DIFFERENCES = 10  # keys of another job that are told
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,23 @@ class PretrainResult:
 
 
 def claim(job: PretrainJob) -> None:
-    """Makes `out` the folder of this job. JobError, with the first key that differs, if it is another job's."""
+    """Makes `out` the folder of this job. JobError, with the keys that differ, if it is another job's."""
     place = folder(job.out)
     if not place.exists("job.yaml"):
         place.make().write_text("job.yaml", resolved_yaml(job))
         return
     earlier = _of_today(yaml.safe_load(place.read_text("job.yaml")))
-    for key, before, now in _differences(earlier, resolved(job)):
-        if key.split(".")[0] not in job.not_the_result:
-            raise JobError(
-                f"out: {place.root} holds a run of another job: there {key} is {before!r}, here {now!r}; "
-                "choose another out, or remove that folder to start over"
-            )
+    others = [
+        f"{key} is {before!r}, here {now!r}"
+        for key, before, now in _differences(earlier, resolved(job))
+        if key.split(".")[0] not in job.not_the_result
+    ]
+    if others:
+        more = f" (and {len(others) - _DIFFERENCES} more)" if len(others) > _DIFFERENCES else ""
+        raise JobError(
+            f"out: {place.root} holds a run of another job: there {'; '.join(others[:_DIFFERENCES])}{more}; "
+            "choose another out, or remove that folder to start over"
+        )
 
 
 def _of_today(earlier: Any) -> Any:

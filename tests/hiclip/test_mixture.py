@@ -100,7 +100,9 @@ BATCHES = st.integers(1, 20).map(lambda number: 4 * number)
 
 
 def plan_of_orders(orders: list[Order], mixed: Mixture, batch: int) -> StreamPlan:
-    return StreamPlan(tuple(Source(f"{n}", f"{n}", order) for n, order in enumerate(orders)), mixed, batch, 16, 8)
+    return StreamPlan(
+        tuple(Source(f"{n}", f"{n}", order, order.pairs) for n, order in enumerate(orders)), mixed, batch, 16, 8
+    )
 
 
 def shown(stream: StreamPlan, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +201,29 @@ def test_the_folder_of_another_job_is_refused(
     assert command(other, tmp_path) == 2
     line = capsys.readouterr().err
     assert "holds a run of another job: there optimizer.learning_rate is 0.001, here 0.002" in line
+    assert "; optimizer.weight_decay is 0.1, here 0.2; choose another out" in line, "all that differs"
+
+
+def test_a_damaged_shard_is_named_with_its_hash_and_may_be_done_without(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset, damaged)
+    shards = sorted(damaged.glob("**/*.parquet"))
+    for shard in shards:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 255
+        shard.write_bytes(content)
+    job = small_job(str(tmp_path / "run"), str(damaged))
+    assert command(job, tmp_path) == 2
+    line = capsys.readouterr().err
+    assert f"{shards[0]}: expected sha256 " in line
+    assert f"came {hashlib.sha256(shards[0].read_bytes()).hexdigest()[:16]}" in line
+    skipping = small_job(str(tmp_path / "other"), str(damaged), loader={"unsound_shards": "skip"})
+    assert command(skipping, tmp_path) == 2
+    said = capsys.readouterr()
+    assert said.out.count("32 pairs are not read") == 2
+    assert "none of its 2 shards is sound" in said.err
 
 
 def test_a_run_may_go_on_with_other_workers_under_another_engine(dataset: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from hiclip.data.tokenizer import Tokenizer
 from hiclip.data.view_settings import ViewSettings
 from pipeline.manifest import DatasetError, Manifest, dataset_fingerprint, write_manifest
 from pipeline.pair import PAIR_SCHEMA, pair_id
-from pipeline.shards import write_shards
+from pipeline.shards import DatasetReader, write_shards
 from pipeline.storage import folder
 
 PAIRS, GROUP = 150, 8
@@ -84,6 +84,26 @@ def write_dataset(path: Path, pairs: int = PAIRS, broken: tuple[int, ...] = BROK
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def test_pairs_of_the_next_shard_stand_in_for_those_of_a_damaged_one(dataset: str) -> None:
+    plan = plan_of(dataset)
+    (source,) = plan.sources
+    lacking = dataclasses.replace(plan, sources=(dataclasses.replace(source, unsound=frozenset([0])),))
+    groups = [DatasetReader(dataset).read_group(group, ["pair_id"]) for group in range(64 // GROUP)]
+    of_shard = {name for group in groups for name in group["pair_id"].to_pylist()}
+    stood_in = 0
+    for step in range(PAIRS // 24):
+        whole, without = StepReader(plan).read(step, 0, 1), StepReader(lacking).read(step, 0, 1)
+        for ours, theirs in zip(without.pair_ids, whole.pair_ids, strict=True):
+            stood_in += ours != theirs
+        assert not of_shard & set(without.pair_ids)
+        assert without.broken >= whole.broken
+        assert same(without, StepReader(lacking).read(step, 0, 1))
+    assert stood_in > 0
+    nothing = dataclasses.replace(source, unsound=frozenset(range(9)))
+    with pytest.raises(DatasetError, match=r"none of its . shards is sound"):
+        nothing.sound_row(0)
 
 
 @pytest.fixture(scope="module")
