@@ -5,8 +5,10 @@ activation checkpointing and an optimizer on the CPU, and resumes bit for bit.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import torch.multiprocessing as mp
 from small_run import random_batches, small_job
 from torch.nn.utils import parameters_to_vector
 
+from hiclip.batch import Batch
 from hiclip.training import deepspeed_engine
 from hiclip.training.checkpoint import load_towers, newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
-from hiclip.training.pretrain_job import PretrainJob
+from hiclip.training.pretrain_job import DivergenceSettings, PretrainJob
 from hiclip.training.rank_run import run_rank
 from hiclip.training.saving import RunPlace
 
@@ -59,6 +62,21 @@ def run(job: PretrainJob, newest: str | None, rank: int = 0, world: int = 1) -> 
     return [row.loss for row in rows]
 
 
+def run_spoilt(job: PretrainJob, rank: int = 0, world: int = 1) -> list[list[float]]:
+    """Two steps whose losses are no numbers, one more than may be skipped: seen, loss, length of the gradient."""
+    job = job.model_copy(update={"divergence": DivergenceSettings(skipped_in_a_row=1, rollbacks=1)})
+    rows: list[StepRow] = []
+
+    def batches(first_step: int) -> Iterator[Batch]:
+        for step, batch in enumerate(random_batches(job, first_step, rank, world), first_step):
+            if step in (4, 5) and rank == 0:
+                batch.images["crop"][1] = math.nan
+            yield batch
+
+    run_rank(job, RunPlace(job.out, "fingerprint of the data", None), None, batches, rows.append)
+    return [[row.seen, row.loss, row.gradient_norm] for row in rows]
+
+
 def job_of(folder: Path, case: Case) -> PretrainJob:
     engine = {"name": "deepspeed", "zero_stage": case.stage, "offload": case.offload}
     out, data = str(folder / str(case)), {"micro_batch": case.micro_batch}
@@ -83,6 +101,9 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
         losses = run(job, None, rank, 2)
         starts = middle(job.out), middle(folder / "plain")
         answers[str(case)] = [losses, *(run(job, start, rank, 2) for start in starts)]
+    for stage in range(4):
+        job = job_of(folder, Case(stage)).model_copy(update={"out": str(folder / f"spoilt{stage}")})
+        answers[f"spoilt{stage}"] = run_spoilt(job, rank, 2)
     (folder / f"rank{rank}.json").write_text(json.dumps(answers))
     dist.destroy_process_group()
 
@@ -95,6 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = free.getsockname()[1]
     plain = run(small_job(str(folder / "plain")), None)
     (folder / "plain.json").write_text(json.dumps(plain))
+    (folder / "spoilt.json").write_text(json.dumps(run_spoilt(small_job(str(folder / "plain-spoilt")))))
     mp.spawn(one_rank, (port, folder), nprocs=2)
     return folder
 
@@ -116,6 +138,18 @@ def test_two_ranks_step_like_one_plain_process(folder: Path, case: Case) -> None
     apart = (parameters_to_vector(ours.parameters()) - parameters_to_vector(theirs.parameters())).abs()
     # Not all: a key's bias has gradient zero, and Adam makes steps of whatever sign its rounding noise has.
     assert apart.quantile(0.98) < 1e-6
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_ranks_skip_and_go_back_like_one_plain_process(folder: Path, stage: int) -> None:
+    plain = json.loads((folder / "spoilt.json").read_text())
+    assert [seen // 8 for seen, *_ in plain] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    assert [math.isfinite(norm) for *_, norm in plain] == [True] * 4 + [False] * 4 + [True] * 2
+    for rank in range(2):
+        ours = json.loads((folder / f"rank{rank}.json").read_text())[f"spoilt{stage}"]
+        assert [seen for seen, *_ in ours] == [seen for seen, *_ in plain]
+        for our, their in zip(ours, plain, strict=True):
+            assert our[1:] == pytest.approx(their[1:], abs=1e-4, rel=1e-4, nan_ok=True)
 
 
 @every_case
