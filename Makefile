@@ -1,4 +1,4 @@
-# Four verbs. Each sets up what it needs first; nothing else has to be typed on a bare machine with Python 3.11 or 3.12.
+# Five verbs. Each sets up what it needs first; nothing else has to be typed on a bare machine with Python 3.11 or 3.12.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(abspath $(VENV))/bin
@@ -7,7 +7,10 @@ export PATH := $(BIN):$(PATH)
 export DS_ACCELERATOR ?= cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check setup
+# The walk's dataset, batch and number of steps on a smaller model: starting again is what takes the time.
+CHAOS := jobs/walk/pretrain.yaml model.width=64 model.depth=1 checkpoints.every_pairs=1280
+
+.PHONY: run test check chaos setup
 .NOTPARALLEL:
 
 run: setup       ## the walk: build, pretrain, evaluate, scale on the sample crawl
@@ -15,6 +18,11 @@ run: setup       ## the walk: build, pretrain, evaluate, scale on the sample cra
 
 test: setup      ## every test, real parts only
 	@$(BIN)/python -m pytest
+
+chaos: setup     ## twenty random kills of a run, then the same on an S3 that fails: it ends as the undisturbed one
+	@test -e runs/walk/build/manifest.json || ./jobs/walk/build.yaml
+	@$(BIN)/python -m benchmarks.chaos $(CHAOS)
+	@$(BIN)/python -m benchmarks.chaos --s3 --seed 1 $(CHAOS)
 
 check: setup     ## format, lint, types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -111,6 +111,6 @@ def _warn(cluster: TwoNodes) -> None:
     )
     address = cluster.environment["RAY_ADDRESS"]
     words = ["drain-node", f"--address={address}", f"--node-id={answer.stdout.split()[-1]}"]
-    words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=20"]
     ray = str(Path(sys.executable).parent / "ray")
     subprocess.run([ray, *words], env=cluster.environment, check=True, capture_output=True)
