@@ -117,6 +117,22 @@ def newest_checkpoint(run_folder: str) -> str | None:
     return run.join(names[-1]) if names else None
 
 
+def go_back(run_folder: str, seen: int) -> str | None:
+    """The newest whole checkpoint of at most `seen` pairs, else the oldest there is; None if there is none.
+
+    Removes all later ones, so that the run goes on from it whenever it is started again.
+    """
+    run = folder(run_folder)
+    names = _checkpoints(run)
+    if not names:
+        return None
+    chosen = max((name for name in names if name <= checkpoint_name(seen)), default=names[0])
+    for name in names:
+        if name > chosen:
+            _remove(run, name)
+    return run.join(chosen)
+
+
 def read_checkpoint(path: str) -> Checkpoint:
     """The checkpoint at `path`, or the newest of the run at `path`. CheckpointError if it is torn or not there."""
     place = folder(path)
@@ -197,8 +213,12 @@ def prune_checkpoints(run_folder: str, keep: int, keep_best: int = 0) -> None:
     folders = {f"{_CHECKPOINTS}/{name.split('/')[1]}" for name in run.names(f"{_CHECKPOINTS}/")}
     for name in sorted(folders - kept):
         if newest and name < newest[0]:
-            run.remove(f"{name}/{COMPLETE}")  # first, so that a half-removed one does not look whole
-            run.remove(name)
+            _remove(run, name)
+
+
+def _remove(run: Folder, name: str) -> None:
+    run.remove(f"{name}/{COMPLETE}")  # first, so that a half-removed one does not look whole
+    run.remove(name)
 
 
 def _recent_loss(run: Folder, name: str) -> float:

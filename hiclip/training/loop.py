@@ -45,6 +45,8 @@ class Plan:
     """Steps whose batches are taken and not learnt from."""
     most_skipped: int = 0
     """Steps in a row that may be skipped because a number is not finite."""
+    last_step: int | None = None
+    """Steps of the whole run; the last one may not be skipped."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -64,7 +66,7 @@ def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callabl
 
     `on_step` hears of every step when it is done, and of what some rank wished for: the same on all ranks. All ranks
     must be given equally many batches. A step whose loss or gradient is not finite moves no weight, and NotFiniteError
-    comes when too many do so in a row, or when one has spoilt what the module remembers.
+    comes when too many do so in a row, when it is the run's last, or when it has spoilt what the module remembers.
     """
     step, skipped, checkpoint_s = plan.first_step, dict[int, list[str]](), 0.0
     began = time.perf_counter()
@@ -97,9 +99,9 @@ def train(engine: Engine, batches: Iterable[Batch], plan: Plan, on_step: Callabl
             memory_bytes=_peak_memory(next(iter(batch.images.values())).device),
         )
         skipped = {} if row.applied or not losses else {**skipped, step: batch.pair_ids}
-        if skipped and (len(skipped) > plan.most_skipped or not _finite_buffers(engine)):
-            raise NotFiniteError(skipped, row)
         step += 1
+        if skipped and (len(skipped) > plan.most_skipped or step == plan.last_step or not _finite_buffers(engine)):
+            raise NotFiniteError(skipped, row)
         done = time.perf_counter()
         on_step(row, shared.wish)
         began = time.perf_counter()

@@ -56,8 +56,8 @@ def run_rank(
 
     `batches_from(step)` gives this rank's batches, on `device`, from that step to the run's last. When this returns,
     the last checkpoint is whole. Where numbers are not finite the step is skipped; if that happens too often in a row
-    the run goes back to its newest checkpoint and leaves those batches out, and the one before them, whose update led
-    there; in the end it raises DivergedError.
+    the run goes back to its newest checkpoint before them and leaves those batches out, and the one before them, whose
+    update led there; in the end it raises DivergedError.
     """
     left_out: LeftOut | None = None
     while True:
@@ -71,7 +71,8 @@ def run_rank(
                 return _train(job, saver, resumed, left_out or LeftOut(), batches_from, on_step, device, wish)
             except NotFiniteError as error:
                 left_out = _given_up(job, place, left_out or LeftOut(), error)
-            newest = saver.newest()
+                before = max(min(error.skipped) - 1, 0)
+            newest = saver.go_back(before * job.data.batch)
         gc.collect()  # the spoilt engine, before there is a second one
 
 
@@ -92,14 +93,14 @@ def _train(
     engine = make_engine(job, module.to(device))
     if resumed is not None:
         engine.set_optimizer_state(resumed.optimizer_state())
-    broken = sum(row.broken for row in saver.history)
+    broken, owed = sum(row.broken for row in saver.history), False
 
     def wished() -> Wish:
         asked = wish()
         return asked._replace(save=asked.save or saver.is_late())
 
     def note(row: StepRow, asked: Wish) -> None:
-        nonlocal broken
+        nonlocal broken, owed
         saver.history.append(row)
         on_step(row)
         profile_step()
@@ -109,8 +110,10 @@ def _train(
                 f"loader.broken_share: expected at most {job.loader.broken_share:g} of the pictures to be broken, "
                 f"came {broken:,} of {row.seen:,}; {job.data.dataset} may be damaged"
             )
-        if asked.save or asked.stop or saver.is_due():
-            saver.save(engine)
+        owed = owed or asked.save or asked.stop or saver.is_due()
+        if owed and (row.applied or row.seen // job.data.batch - 1 in left_out.steps):
+            saver.save(engine)  # not while steps are skipped: one that goes back is to find weights from before
+            owed = False
 
     first_step = saver.seen // job.data.batch
     plan = Plan(
@@ -121,6 +124,7 @@ def _train(
         wished,
         frozenset(left_out.steps),
         job.divergence.skipped_in_a_row,
+        saver.pairs // job.data.batch,
     )
     with profiled(job.profile, saver.run_folder) as profile_step:
         reached = train(engine, batches_from(first_step), plan, note)

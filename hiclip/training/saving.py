@@ -17,7 +17,7 @@ from hiclip.training.checkpoint import (
     begin_checkpoint,
     checkpoint_name,
     complete_checkpoint,
-    newest_checkpoint,
+    go_back,
     prune_checkpoints,
     write_contents,
 )
@@ -98,10 +98,10 @@ class Saver:
         if world() > 1:
             dist.barrier()
 
-    def newest(self) -> str | None:
-        """The newest whole checkpoint, the same on every rank; every rank must ask."""
+    def go_back(self, seen: int) -> str | None:
+        """`hiclip.training.checkpoint.go_back`, the same on every rank; every rank must ask."""
         self._writer.finish()
-        return from_first_rank(newest_checkpoint(self._place.run_folder) if rank() == 0 else None)
+        return from_first_rank(go_back(self._place.run_folder, seen) if rank() == 0 else None)
 
     def close(self) -> None:
         """Lets go of the writer's thread."""

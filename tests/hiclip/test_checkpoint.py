@@ -28,7 +28,7 @@ from pipeline.storage import Folder, StorageError
 
 MODEL = ModelSettings(width=64, depth=1, image_px=16, context=8, embedding=64, hierarchy_layers=(0,))
 MOMENTS = {"step.x": torch.tensor(7.0)}
-HISTORY = [StepRow(8, 1 / 3, 1e-3, 14.3, 0.5, 0.25, {"contrastive": 1 / 3})]
+HISTORY = [StepRow(8, 1 / 3, 1e-3, 14.3, 0.5, 0.25, {"contrastive": 1 / 3}, gradient_norm=0.7)]
 
 
 def state(seen: int) -> TrainState:

@@ -22,7 +22,7 @@ from two_ranks import run_on_ranks
 
 from hiclip.batch import Batch
 from hiclip.distributed import rank
-from hiclip.training.checkpoint import CheckpointError, load_towers, newest_checkpoint
+from hiclip.training.checkpoint import CheckpointError, load_towers, newest_checkpoint, read_checkpoint
 from hiclip.training.engine import PlainEngine
 from hiclip.training.history import StepRow, from_csv, to_csv
 from hiclip.training.loop import NotFiniteError, Plan, Wish, train
@@ -197,6 +197,25 @@ def test_too_many_skipped_steps_send_the_run_back_and_their_batches_are_left_out
     killed = small_job(str(tmp_path / "whole"), divergence={"skipped_in_a_row": 1, "rollbacks": 1})
     resumed = run_spoilt(killed, {4, 5}, f"{job.out}/checkpoints/seen-000000000048")
     assert [(row.seen, row.loss) for row in resumed] == [(row.seen, row.loss) for row in rows[-2:]]
+
+
+def test_going_back_passes_over_a_checkpoint_of_the_step_that_led_there(tmp_path: Path) -> None:
+    """The step before the first bad one is left out as well, so no checkpoint that it had a part in may be taken up."""
+    every = {"every_pairs": 8, "keep": 9}
+    job = small_job(str(tmp_path), checkpoints=every, divergence={"skipped_in_a_row": 1, "rollbacks": 1})
+    rows = run_spoilt(job, {4, 5})
+    assert [row.seen // 8 for row in rows] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8], "steps 0 to 2 stay, 3 is left out"
+    assert read_checkpoint(f"{tmp_path}/checkpoints/seen-{32:012d}").state.left_out == (3, 4, 5)
+
+
+def test_a_run_does_not_end_on_a_step_that_was_skipped(tmp_path: Path) -> None:
+    job = small_job(str(tmp_path), divergence={"skipped_in_a_row": 3, "rollbacks": 1})
+    rows = run_spoilt(job, {7})
+    assert [row.seen // 8 for row in rows] == [1, 2, 3, 4, 5, 6, 7, 7, 8], "back to the checkpoint of six steps"
+    assert not any(row.applied for row in rows[-2:]), "left out, with the one before"
+    with pytest.raises(DivergedError):
+        run_spoilt(small_job(str(tmp_path / "hopeless"), divergence={"rollbacks": 0}), {7})
+    assert not (tmp_path / "hopeless" / "checkpoints" / "seen-000000000064").exists()
 
 
 def test_a_run_that_going_back_does_not_help_ends_and_names_the_pairs(tmp_path: Path) -> None:
