@@ -131,6 +131,8 @@ def _train(
     saver.finish()
     if reached and saver.seen != saver.pairs:
         raise RuntimeError(f"the data ended after {saver.seen} of {saver.pairs} pairs")
+    if reached and not any(row.applied for row in saver.history):
+        raise DivergedError(f"not one of {len(saver.history)} steps could be applied: loss or gradient are not finite")
     return reached
 
 

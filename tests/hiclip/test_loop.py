@@ -218,6 +218,11 @@ def test_a_run_does_not_end_on_a_step_that_was_skipped(tmp_path: Path) -> None:
     assert not (tmp_path / "hopeless" / "checkpoints" / "seen-000000000064").exists()
 
 
+def test_a_run_that_learnt_from_nothing_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="not one of 8 steps could be applied"):
+        run_spoilt(small_job(str(tmp_path), divergence={"skipped_in_a_row": 8, "rollbacks": 1}), set(range(8)))
+
+
 def test_a_run_that_going_back_does_not_help_ends_and_names_the_pairs(tmp_path: Path) -> None:
     job = small_job(str(tmp_path), divergence={"skipped_in_a_row": 0, "rollbacks": 1})
     with pytest.raises(DivergedError, match=r"after 48 pairs .*1 rollbacks.*first pair pair-5-0.*diverged\.json"):
