@@ -32,7 +32,7 @@ from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.history import StepRow, from_csv, to_csv
 from pipeline.jobfile import InputError, Settings
-from pipeline.storage import Folder, folder
+from pipeline.storage import Folder, StorageError, folder
 
 COMPLETE = "COMPLETE"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
@@ -190,7 +190,10 @@ def write_contents(
     """Writes everything but COMPLETE; by one rank. `job`: the resolved job as YAML."""
     for name, tensors in {WEIGHTS: weights, OPTIMIZER: optimizer}.items():
         with tempfile.TemporaryDirectory(prefix="hiclip-checkpoint-") as local:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, f"{local}/{name}")
+            try:
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, f"{local}/{name}")
+            except (SafetensorError, OSError) as error:  # a full disk
+                raise StorageError(f"{local}/{name}: cannot be written: {error}") from None
             place.upload(f"{local}/{name}", name)
     place.write_text("model.json", json.dumps(_MODEL.dump_python(model, mode="json"), indent=1) + "\n")
     place.write_text("job.yaml", job)

@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import math
+import resource
 import time
 import zlib
 from collections.abc import Iterator
@@ -295,6 +296,21 @@ def test_a_run_that_cannot_save_says_so_and_leaves_nothing_whole(tmp_path: Path)
     often = small_job(str(tmp_path), checkpoints={"every_pairs": 8, "keep": 1})
     with pytest.raises(StorageError, match="checkpoints/seen-000000000024"):
         run(often)
+
+
+def test_a_full_disk_fails_the_run_in_one_line_and_leaves_nothing_whole(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 20, limits[1])
+    )  # bytes that a file may take; the weights take 13 MB
+    try:
+        with pytest.raises(StorageError, match=r"weights\.safetensors: cannot be written: .*[Ff]ile too large"):
+            run(small_job(str(tmp_path)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_checkpoint(str(tmp_path)) is None
+    run(small_job(str(tmp_path)))
+    assert newest_checkpoint(str(tmp_path)) is not None
 
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_written_for_a_while(tmp_path: Path) -> None:
