@@ -21,6 +21,7 @@ from small_dataset import small_dataset
 from small_run import small_job
 
 from hiclip.pretrain import plan, pretrain, run, stream_plan
+from hiclip.training.checkpoint import newest_checkpoint
 from hiclip.training.history import StepRow, from_csv
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.saving import RunPlace
@@ -67,17 +68,27 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_driver_run_again_gives_the_undisturbed_run(
+def test_a_driver_stopped_killed_and_run_again_gives_the_undisturbed_run(
     ray_session: None, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    job = small_job(str(out), str(dataset), schedule={"pairs": 8 * 200}, checkpoints={"every_pairs": 8 * 20})
-    file = tmp_path / "job.yaml"
+    job = small_job(str(out), str(dataset), schedule={"pairs": 8 * 400}, checkpoints={"every_pairs": 8 * 20})
+    file, errors = tmp_path / "job.yaml", tmp_path / "errors.txt"
     file.write_text(resolved_yaml(job))
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "hiclip.pretrain", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    words = [sys.executable, "-m", "hiclip.pretrain", str(file)]
+
+    with errors.open("w") as said:
+        driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said)
     wait_for(lambda: any(out.glob("checkpoints/*/COMPLETE")))
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 143
+    assert errors.read_text().splitlines()[-1] == (
+        f"hiclip.pretrain: stopped after a checkpoint in {out}; the same command goes on from it"
+    )
+    stopped = newest_checkpoint(str(out))
+
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: newest_checkpoint(str(out)) != stopped)
     children = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -94,16 +105,16 @@ def test_a_killed_driver_run_again_gives_the_undisturbed_run(
     assert losses_of(str(out)) == undisturbed(job, tmp_path / "reference")
 
     result = json.loads((out / "result.json").read_text())
-    assert (result["seen"], result["steps"]) == (1600, 200)
+    assert (result["seen"], result["steps"]) == (3200, 400)
     assert result["losses"] == [list(pair) for pair in losses_of(str(out))]
     assert result["loss"] == result["losses"][-1][1] < result["losses"][0][1]
-    assert result["checkpoint"].endswith("checkpoints/seen-000000001600")
+    assert result["checkpoint"].endswith("checkpoints/seen-000000003200")
     assert result["pairs_per_s"] > 0
     assert 0 < result["loader_wait_share"] < 1
     assert result["mlflow_run_id"] == (out / "mlflow_run_id").read_text().strip()
 
     assert command(job, tmp_path) == 0
-    assert "is finished: 1,600 pairs seen" in capsys.readouterr().out
+    assert "is finished: 3,200 pairs seen" in capsys.readouterr().out
 
 
 def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(
