@@ -74,6 +74,8 @@ def main() -> None:
         changed = [
             f"data.dataset={dataset}",
             "workers.restarts=1000",
+            "workers.cpus=1",  # all that a node has: to lose a node is to lose a worker
+            "loader.cpus_per_task=0",
             f"mlflow.tracking_uri=sqlite:///{work}/mlflow.db",
         ]
         runs = {
