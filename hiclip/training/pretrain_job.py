@@ -126,8 +126,8 @@ class DivergenceSettings(Settings):
     skipped_in_a_row: Annotated[int, Field(ge=0)] = 3
     """Steps in a row that may be skipped: their pairs count as seen, the weights stay."""
     rollbacks: Annotated[int, Field(ge=0)] = 1
-    """How often, after more than that, the run goes back to its newest checkpoint and leaves out those batches and the
-    one before; then it fails, and `diverged.json` in `out` names the pairs."""
+    """How often, after more than that, the run goes back to the newest checkpoint from before them and leaves out those
+    batches and the one before; then it fails, and `diverged.json` in `out` names the pairs."""
 
 
 class PriceSettings(Settings):
@@ -170,7 +170,7 @@ class PretrainJob(Job):
     checkpoints: CheckpointSettings
     divergence: DivergenceSettings = DivergenceSettings()
     profile: ProfileSettings | None = None
-    """Null: no step is traced."""
+    """A trace of a few steps by torch's profiler, as `profile/trace.json.gz` in `out`; null: none."""
     price: PriceSettings | None = None
     """Null: the bill says nothing of hours and money."""
 

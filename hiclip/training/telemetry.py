@@ -83,7 +83,7 @@ class Telemetry:
         if money is not None and self._price is not None:
             fields.append(f"{money:,.2f} {self._price.currency}")
         if self.broken:
-            fields.append(f"{self.broken:,} broken pictures")
+            fields.append(f"{self.broken:,} broken picture{'s' * (self.broken != 1)}")
         skipped = sum(not row.applied for row in rows)
         if skipped:
             fields.append(f"{skipped} of {len(rows)} steps not applied")
