@@ -15,6 +15,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pipeline.refusal import Refusal
 
 ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_BEGINNINGS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG", "WEBP": b"RIFF", "GIF": b"GIF8", "BMP": b"BM"}
+
+
+def format_of(picture: bytes) -> str | None:
+    """Which of ACCEPTED the bytes are, by how they begin; None if they are none of them."""
+    return next((name for name, beginning in _BEGINNINGS.items() if picture.startswith(beginning)), None)
 
 
 def checked_picture(content: bytes, max_pixels: int) -> bytes:

@@ -31,6 +31,8 @@ SNAPSHOT_SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),  # px, upright, as downloaded
         pa.field("original_height", pa.int32()),
+        pa.field("original_bytes", pa.int64()),  # as downloaded
+        pa.field("original_format", pa.string()),  # JPEG, PNG, WEBP, GIF or BMP, by the bytes, whatever the server says
         pa.field("image_sha256", pa.string()),  # hex, of the bytes as downloaded
         pa.field("reason", pa.string()),  # why there is no picture; null where there is one
         pa.field("detail", pa.string()),

@@ -38,6 +38,8 @@ JUDGED = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),
         pa.field("original_height", pa.int32()),
+        pa.field("original_bytes", pa.int64()),
+        pa.field("original_format", pa.string()),
         pa.field("image_sha256", pa.string()),
         pa.field("step", pa.string()),  # the step that refused the row, null where none has yet
         pa.field("reason", pa.string()),

@@ -59,7 +59,7 @@ DOORS = {
         "hiclip.data.ray_stream",
         "hiclip.evaluation.ray_blocks",
     },
-    "img2dataset": {"pipeline.download"},
+    "img2dataset": {"pipeline.fetch_rows"},
     "s3fs": {"pipeline.storage"},
     "fsspec": {"pipeline.storage"},
     "botocore": {"pipeline.storage"},

@@ -18,9 +18,10 @@ import ray
 from PIL import Image
 from small_web import after, drip, never, raw, reply, small_web
 
-from pipeline.download import Fate, download, fetch_rows
+from pipeline.download import download
 from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import GuardedOpener, Limits, Route
+from pipeline.fetch_rows import Fate, fetch_rows
 from pipeline.pair import pair_id
 from pipeline.refusal import Refusal
 from pipeline.snapshot import (
