@@ -14,7 +14,7 @@ from pipeline.filters import AnyFilter
 from pipeline.jobfile import Job, Settings, job_fingerprint
 from pipeline.list_files import UrlList
 
-DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill")
+DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill", "tasks")
 """Keys of a build job that leave the dataset as it is."""
 
 
@@ -33,6 +33,13 @@ class ShardSettings(Settings):
         return self
 
 
+class TaskSettings(Settings):
+    """How much one task holds at a time; changes speed and memory, never the dataset."""
+
+    rows: Annotated[int, Field(gt=0)] = 250_000
+    """Rows of lists or of the pool, without their pictures: some 500 bytes each."""
+
+
 class BuildJob(Job):
     """A build. Steps run in the order of these keys."""
 
@@ -49,6 +56,7 @@ class BuildJob(Job):
     """In this order; a pair is refused by the first that does not like it."""
     duplicates: DuplicateSettings = DuplicateSettings()
     shards: ShardSettings = ShardSettings()
+    tasks: TaskSettings = TaskSettings()
     bill: BillSettings = BillSettings()
     """What `--dry-run` reckons with; changes nothing else."""
 
@@ -65,6 +73,11 @@ class BuildJob(Job):
         if SAMPLE_CRAWL in self.download.connect_to.values() and self.sample_crawl is None:
             raise ValueError(f"sample_crawl: expected its folder, because download.connect_to names {SAMPLE_CRAWL}")
         return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a step compares how pictures look."""
+        return self.duplicates.near is not None or self.duplicates.exact == "look_and_caption"
 
     @property
     def steps(self) -> list[str]:

@@ -140,6 +140,11 @@ def read_rows(one: UrlList) -> Iterator[RawRow]:
         raise DatasetError(f"{one.path}: cannot be read as a URL list ({one.layout.kind}): {first}") from None
 
 
+def files_of(one: UrlList) -> list[UrlList]:
+    """The list itself, a file at a time."""
+    return [one]
+
+
 def count_rows(one: UrlList) -> int:
     """Rows of the list without decoding them: the parquet footer, or the number of lines."""
     with _opened(one.path) as file:

@@ -109,6 +109,11 @@ class Folder:
         with self._explained("be looked at", name):
             return bool(self._files.exists(self.join(name)))
 
+    def size(self, name: str = "") -> int:
+        """Bytes of a file; with no name of the file that this is."""
+        with self._explained("be looked at", name):
+            return int(self._files.size(self.join(name)))
+
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         """Files below the folder, sorted, relative to it, without unfinished writes; empty if there is no folder."""
         with self._explained("be listed"):

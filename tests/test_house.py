@@ -52,8 +52,13 @@ LAYERS = [
 DOORS = {
     "ray": {
         "pipeline.ray_session",
+        "pipeline.task_window",
+        "pipeline.listing",
         "pipeline.download",
-        "pipeline.stages",
+        "pipeline.annotate",
+        "pipeline.judge",
+        "pipeline.all_pairs",
+        "pipeline.outcome",
         "hiclip.training.ray_workers",
         "hiclip.scaling.ray_sweep",
         "hiclip.data.ray_stream",

@@ -7,13 +7,14 @@ address (`url`). PyramidCLIP's three annotations (caption_summary, object_tags, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline.annotations.resources import Resources
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import absolute, folder
@@ -26,6 +27,9 @@ class JoinedColumnsAnnotation(Settings):
     """The columns of `adds`, from the row of a table that has the pair's key; null where the table has no such row."""
 
     name: Literal["joined_columns"] = "joined_columns"
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("pair_id", "url")
+    resources: Resources = Resources()
     table: Annotated[str, Field(min_length=1)]
     """Parquet file, a path or s3://. Every process of the build holds its key and these columns in memory."""
     key: Literal["pair_id", "url"] = "pair_id"
@@ -39,6 +43,10 @@ class JoinedColumnsAnnotation(Settings):
     def columns(self) -> pa.Schema:
         """The columns that it adds."""
         return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in self.adds.items()])
+
+    def deciding(self) -> dict[str, Any]:
+        """What its columns depend on."""
+        return self.model_dump(mode="json", exclude={"resources"})
 
     def ready(self) -> JoinedColumnsAnnotation:
         """Looks into the table, so that a fault in it is said before anything is fetched."""
