@@ -26,7 +26,6 @@ Spread = Callable[[pa.Table], pa.Table]
 Decide = Callable[[pa.Table], pa.Table]
 """From rows to those of them that are refused, as REFUSED."""
 
-_ROWS_A_BUCKET = 500_000
 _REFUSED_A_FILE = 1_000_000
 
 
@@ -73,7 +72,7 @@ def _meet_task(pool: Pool, step: str, bucket: int, decide: Decide) -> None:
 def _spread(pool: Pool, step: str, columns: Sequence[str], spread: Spread, keys_a_row: int = 1) -> int:
     """Every span's rows into the exchange `met/STEP`; the number of buckets."""
     pool.work.remove(f"met/{step}")
-    buckets = -(-pool.rows * keys_a_row // _ROWS_A_BUCKET)
+    buckets = -(-pool.rows * keys_a_row // (2 * pool.rows_per_span))
     task = ray.remote(max_retries=RETRIES)(_spread_task)
     for _ in in_window(partial(task.remote, pool, step, span, tuple(columns), spread, buckets)
                        for span in range(pool.spans)):  # fmt: skip

@@ -6,14 +6,12 @@ another job over the same snapshot, or this one after it was killed, computes on
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from pipeline.annotation_columns import Annotated, annotated, annotation_file, annotation_files
@@ -88,10 +86,7 @@ class _Writing:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if rows.num_rows and (number := rows["shard"][0].as_py()) in self.lacking:
-            found = self.annotation.annotate(rows).select(self.place.columns.names).cast(self.place.columns)
-            content = io.BytesIO()
-            pq.write_table(found, content, compression="zstd")
-            self.snapshot.write_bytes(annotation_file(self.place.folder, number), content.getvalue())
+            self.place.write(self.snapshot, number, self.annotation.annotate(rows))
         return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ class Annotated:
     folder: str
     """Below the snapshot's `annotations/`."""
     columns: pa.Schema
+
+    def write(self, snapshot: Folder, number: int, found: pa.Table) -> None:
+        """Writes the columns of a shard, which are among those of `found`."""
+        content = io.BytesIO()
+        pq.write_table(found.select(self.columns.names).cast(self.columns), content, compression="zstd")
+        snapshot.write_bytes(annotation_file(self.folder, number), content.getvalue())
 
 
 def annotated(annotation: Annotation) -> Annotated:
