@@ -7,7 +7,7 @@ What a step is given are pure functions over Arrow tables; the result does not d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import ray
 from pipeline.exchange import read_bucket, write_buckets
 from pipeline.nearness import Alike, Among, best_alike, refuse_the_alike, row_of
 from pipeline.pool import REFUSED, Pool
+from pipeline.progress import Advance, progress
 from pipeline.task_window import RETRIES, in_turn, in_window
 
 Spread = Callable[[pa.Table], pa.Table]
@@ -41,10 +42,15 @@ def _span_task(pool: Pool, span: int, columns: Sequence[str], function: Callable
 def each(pool: Pool, step: str, columns: Sequence[str], decide: Decide) -> Pool:
     """The pool without the rows that `decide` refuses, which looks at a span (`row` and `columns`) at a time."""
     pool.work.remove(f"refused/{step}")
-    task = ray.remote(max_retries=RETRIES)(_each_task)
-    for _ in in_window(partial(task.remote, pool, step, span, tuple(columns), decide) for span in range(pool.spans)):
-        pass
+    with progress(step, pool.spans, "spans") as advance:
+        _run(_each_task, ((pool, step, span, tuple(columns), decide) for span in range(pool.spans)), advance)
     return pool.after(step, pool.spans)
+
+
+def _run(function: Callable[..., None], arguments: Iterable[tuple[Any, ...]], done: Advance) -> None:
+    task = ray.remote(max_retries=RETRIES)(function)
+    for _ in in_window(partial(task.remote, *one) for one in arguments):
+        done(1)
 
 
 def _each_task(pool: Pool, step: str, span: int, columns: Sequence[str], decide: Decide) -> None:
@@ -57,10 +63,10 @@ def meet(pool: Pool, step: str, columns: Sequence[str], spread: Spread, decide: 
     `spread` is given `row` and `columns` of a span and says what travels.
     """
     pool.work.remove(f"refused/{step}")
-    buckets = _spread(pool, step, columns, spread)
-    task = ray.remote(max_retries=RETRIES)(_meet_task)
-    for _ in in_window(partial(task.remote, pool, step, bucket, decide) for bucket in range(buckets)):
-        pass
+    buckets = _buckets(pool)
+    with progress(step, pool.spans + buckets, "tasks") as advance:
+        _spread(pool, step, columns, spread, buckets, advance)
+        _run(_meet_task, ((pool, step, bucket, decide) for bucket in range(buckets)), advance)
     pool.work.remove(f"met/{step}")
     return pool.after(step, buckets)
 
@@ -69,15 +75,15 @@ def _meet_task(pool: Pool, step: str, bucket: int, decide: Decide) -> None:
     pool.refused(step, bucket, decide(_met(pool, step, bucket)))
 
 
-def _spread(pool: Pool, step: str, columns: Sequence[str], spread: Spread, keys_a_row: int = 1) -> int:
-    """Every span's rows into the exchange `met/STEP`; the number of buckets."""
+def _buckets(pool: Pool, keys_a_row: int = 1) -> int:
+    """So many that a bucket holds the rows of two spans: with more keys than rows, or uneven ones, it must fit too."""
+    return -(-pool.rows * keys_a_row // (2 * pool.rows_per_span))
+
+
+def _spread(pool: Pool, step: str, columns: Sequence[str], spread: Spread, buckets: int, done: Advance) -> None:
+    """Every span's rows into the exchange `met/STEP`."""
     pool.work.remove(f"met/{step}")
-    buckets = -(-pool.rows * keys_a_row // (2 * pool.rows_per_span))
-    task = ray.remote(max_retries=RETRIES)(_spread_task)
-    for _ in in_window(partial(task.remote, pool, step, span, tuple(columns), spread, buckets)
-                       for span in range(pool.spans)):  # fmt: skip
-        pass
-    return buckets
+    _run(_spread_task, ((pool, step, span, tuple(columns), spread, buckets) for span in range(pool.spans)), done)
 
 
 def _spread_task(pool: Pool, step: str, span: int, columns: Sequence[str], spread: Spread, buckets: int) -> None:
@@ -100,8 +106,10 @@ def nearest(
     The driver holds 32 bytes for every row that is alike to a better one, and nothing of the others.
     """
     pool.work.remove(f"refused/{step}")
-    buckets = _spread(pool, step, columns, spread, keys_a_row)
-    refused = refuse_the_alike(lambda among: _best(pool, step, buckets, alike, among))
+    buckets = _buckets(pool, keys_a_row)
+    with progress(step, pool.spans + buckets, "tasks") as advance:
+        _spread(pool, step, columns, spread, buckets, advance)
+        refused = refuse_the_alike(lambda among: _best(pool, step, buckets, alike, among, advance))
     pool.work.remove(f"met/{step}")
     files = range(0, max(len(refused), 1), _REFUSED_A_FILE)
     for number, start in enumerate(files):
@@ -109,10 +117,15 @@ def nearest(
     return pool.after(step, len(files))
 
 
-def _best(pool: Pool, step: str, buckets: int, alike: Alike, among: Among | None) -> npt.NDArray[np.void]:
+def _best(
+    pool: Pool, step: str, buckets: int, alike: Alike, among: Among | None, done: Advance
+) -> npt.NDArray[np.void]:
     task = ray.remote(max_retries=RETRIES)(_best_task)
-    shared = ray.put(among)
-    found = list(in_window(partial(task.remote, pool, step, bucket, alike, shared) for bucket in range(buckets)))
+    shared, found = ray.put(among), []
+    for edges in in_window(partial(task.remote, pool, step, bucket, alike, shared) for bucket in range(buckets)):
+        found.append(edges)
+        if among is None:  # how many more rounds there will be nobody knows
+            done(1)
     return np.concatenate(found)
 
 

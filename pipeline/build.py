@@ -69,6 +69,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
     from pipeline.selection import select
 
     snapshot, work = folder(job.snapshot or target.join("snapshot")), target.child("work")
+    work.remove()  # what an unfinished build left
     with open_routes(job) as routes, ray_session(job.ray):
         watch.lap("ray")
         listing = make_listing(job.lists, work.child("listing"), job.tasks.rows)

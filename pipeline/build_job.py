@@ -36,7 +36,7 @@ class ShardSettings(Settings):
 class TaskSettings(Settings):
     """How much one task holds at a time; changes speed and memory, never the dataset."""
 
-    rows: Annotated[int, Field(gt=0)] = 250_000
+    rows: Annotated[int, Field(gt=0)] = 1_000_000
     """Rows of lists or of the pool, without their pictures: some 500 bytes each."""
 
 
