@@ -178,7 +178,7 @@ class UrlList(Settings):
     def _has_a_format(self) -> UrlList:
         kind = self.layout.kind
         if kind is None and not self.path.endswith("/"):
-            known = f"a file that ends in {', '.join(_SUFFIXES)}, or a folder that ends in /"
+            known = f"or a file that ends in {', '.join(_SUFFIXES)}, or a folder that ends in /"
             raise ValueError(f"expected a format, {known}; came '{self.path}'")
         if kind == "parquet" and self.path.lower().endswith(".gz"):
             raise ValueError(f"expected parquet as it is, because it packs its own columns; came '{self.path}'")

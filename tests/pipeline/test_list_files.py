@@ -145,7 +145,7 @@ def test_folders_and_files_that_are_no_lists(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"path": "lists/mine"}, "or a folder that ends in /; came 'lists/mine'"),
-        ({"path": "lists/mine.txt"}, "expected a format, a file that ends in .csv"),
+        ({"path": "lists/mine.txt"}, "expected a format, or a file that ends in .csv"),
         ({"path": "mine.parquet.gz"}, "packs its own columns; came 'mine.parquet.gz'"),
         ({"path": "mine.gz", "format": "coyo700m"}, "packs its own columns"),
         ({"path": "mine.csv", "format": "laion5b"}, "'laion400m', 'laion2b', 'relaion2b'"),
