@@ -17,12 +17,12 @@ class CaptionLength(FilterSettings):
     name: Literal["caption_length"] = "caption_length"
     min_words: Annotated[int, Field(ge=0)] = 1
     """Fewest words, told apart by blanks."""
-    max_words: Annotated[int, Field(ge=1)] = 256
-    """Most words."""
+    max_words: Annotated[int, Field(ge=1)] | None = 256
+    """Most words; null: any number."""
     min_characters: Annotated[int, Field(ge=0)] = 1
     """Fewest characters."""
-    max_characters: Annotated[int, Field(ge=1)] = 1000
-    """Most characters."""
+    max_characters: Annotated[int, Field(ge=1)] | None = 1000
+    """Most characters; null: any number."""
 
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """Words are what blanks separate, characters are Unicode code points."""
