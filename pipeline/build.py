@@ -15,13 +15,13 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.annotation_columns import annotated
-from pipeline.annotations.look import Look
 from pipeline.bill import bill_table
 from pipeline.build_job import BuildJob
 from pipeline.command import console, run_command
 from pipeline.finished_build import finished_build
 from pipeline.funnel import make_funnel, refused_counts
 from pipeline.jobfile import resolved, resolved_yaml
+from pipeline.look import Look
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_fingerprint, write_manifest
 from pipeline.pool import Pool
 from pipeline.progress import progress
@@ -56,13 +56,13 @@ def build(job: BuildJob) -> str:
 
 def _carry_out(job: BuildJob, target: Folder) -> Manifest:
     watch = Stopwatch()
-    annotations = tuple(one.ready() for one in job.annotations)
+    annotations, filters = [one.ready() for one in job.annotations], [one.ready() for one in job.filters]
     # Ray and img2dataset load below here: a mistake in the job or a missing list is said at once.
     from pipeline.annotate import annotate
+    from pipeline.build_end import dataset_schema, gather_facts, write_kept, write_ledger
     from pipeline.download import download
-    from pipeline.judge import judge
+    from pipeline.judge import judge, with_thresholds
     from pipeline.listing import make_listing
-    from pipeline.outcome import dataset_schema, gather_facts, write_kept, write_ledger
     from pipeline.ray_session import ray_session
     from pipeline.report import write_report
     from pipeline.routes import open_routes
@@ -77,7 +77,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
         with progress("download", listing.num_rows, "rows") as advance:
             shards = download(listing, job.download, routes, snapshot, advance)
         watch.lap("download")
-        wanted = (*annotations, Look()) if job.looks else annotations
+        wanted = [*annotations, Look()] if job.looks else annotations
         with progress("annotate", listing.num_rows, "rows") as advance:
             annotate(snapshot, [shard.rows for shard in shards], wanted, advance)
         watch.lap("annotate")
@@ -90,7 +90,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
             annotations=tuple(annotated(one) for one in wanted),
         )
         with progress("filter", pool.rows, "rows") as advance:
-            judge(pool, job.filters, advance)
+            judge(pool, with_thresholds(pool, filters), advance)
         watch.lap("filter")
         pool = select(pool, job)
         watch.lap("select")

@@ -62,7 +62,7 @@ class BuildJob(Job):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BuildJob:
-        names = [one.name for one in self.filters]
+        names = [one.step for one in self.filters]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"filters: {twice} stands there twice; the funnel could not tell them apart")
@@ -82,7 +82,7 @@ class BuildJob(Job):
     @property
     def steps(self) -> list[str]:
         """The steps that can refuse a row, in order."""
-        return ["list", "download", *(one.name for one in self.filters), "duplicates"]
+        return ["list", "download", *(one.step for one in self.filters), "duplicates"]
 
     def fingerprint(self) -> str:
         """Hex sha256 of the keys that decide what is in the dataset."""

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.annotations.look import LOOK_BYTES, LOOK_SIDE
 from pipeline.jobfile import Number, Settings
 from pipeline.keyed_hash import mixed
+from pipeline.look import LOOK_BYTES, LOOK_SIDE
 from pipeline.nearness import Places, ranks
 from pipeline.pair import pair_numbers
 from pipeline.pool import REFUSED

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 
 from pipeline.filters import Filter
-from pipeline.manifest import DatasetError
+from pipeline.filters.score import threshold_place
 from pipeline.pool import Pool
 from pipeline.progress import Advance
 from pipeline.task_window import RETRIES, in_window
@@ -55,7 +55,7 @@ def refusals(rows: pa.Table, filters: Sequence[Filter]) -> tuple[pa.Array, pa.Ar
         found = one.reasons(pairs)
         refused = np.asarray(found.is_valid())
         if refused.any():
-            steps[left[refused]] = one.name
+            steps[left[refused]] = one.step
             reasons[left[refused]] = found.filter(found.is_valid()).to_pylist()
             left, pairs = left[~refused], pairs.filter(pa.array(~refused))
     return pa.array(steps, pa.string()), pa.array(reasons, pa.string())
@@ -63,16 +63,16 @@ def refusals(rows: pa.Table, filters: Sequence[Filter]) -> tuple[pa.Array, pa.Ar
 
 def with_thresholds(pool: Pool, filters: Sequence[Filter]) -> list[Filter]:
     """The filters with every share of the pool turned into the value at that rank."""
-    return [_with_threshold(pool, one) if isinstance(one, Score) else one for one in filters]
+    return [one if one.quantile is None else one.with_threshold(_value_at(pool, *one.quantile)) for one in filters]
 
 
-def _value_at(pool: Pool, column: str, share: float) -> float:
-    """The score at place `int(scores * share)`, counted from 0, among all scores of the pool from the greatest down."""
+def _value_at(pool: Pool, column: str, share: float) -> float | None:
+    """The score at `threshold_place` among all scores of the pool from the greatest down; None if there is none."""
     high = _counted(pool, column, None)
     scores = int(high.sum())
     if not scores:
-        raise DatasetError(f"filters: no pair of the pool has a {column}, so its best {share:.0%} cannot be told")
-    place = min(int(scores * share), scores - 1)
+        return None
+    place = threshold_place(share, scores)
     above, high_bits = _from_the_top(high, place)
     _, low_bits = _from_the_top(_counted(pool, column, high_bits), place - above)
     return float(_score(np.array([high_bits << _HALF | low_bits], np.uint32))[0])

@@ -250,11 +250,6 @@ def read_rows(one: UrlList) -> Iterator[RawRow]:
             yield from _READERS[file.layout.kind](content, file)
 
 
-def files_of(one: UrlList) -> list[UrlList]:
-    """The list itself, a file at a time."""
-    return [one]
-
-
 def count_rows(one: UrlList) -> int:
     """Rows of the list without decoding them, by the footers of parquet files and the number of lines of others.
 
@@ -294,7 +289,7 @@ def _wanted(one: UrlList) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     parent, _, name = path.rpartition("/")
-    with folder(parent or ".").open(name) as file:
+    with folder(parent or ".").open(name, to_the_end=not name.endswith(".parquet")) as file:
         if name.lower().endswith(".gz"):
             with gzip.open(file) as unpacked:
                 yield cast(BinaryIO, unpacked)

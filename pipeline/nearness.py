@@ -119,7 +119,7 @@ def refuse_the_alike(ask: Callable[[Among | None], npt.NDArray[np.void]]) -> npt
     while True:
         searching = _resolved(edges, state)
         if not len(searching):
-            return edges[state == _REFUSED]
+            return np.asarray(edges[state == _REFUSED])
         again = _best_of_each(ask(Among(edges["rank"][searching], edges["rank"][state == _REFUSED])))
         answered = _in(edges["rank"][searching], again["rank"])
         state[searching[~answered]] = _STAYS

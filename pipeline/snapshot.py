@@ -61,6 +61,7 @@ class SnapshotShard(Settings):
 
 
 def shard_file(number: int) -> str:
+    """The name of shard `number` in the folder of a snapshot."""
     return f"{number:06d}.parquet"
 
 

@@ -58,7 +58,7 @@ DOORS = {
         "pipeline.annotate",
         "pipeline.judge",
         "pipeline.all_pairs",
-        "pipeline.outcome",
+        "pipeline.build_end",
         "hiclip.training.ray_workers",
         "hiclip.scaling.ray_sweep",
         "hiclip.data.ray_stream",

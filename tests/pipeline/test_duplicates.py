@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from small_pool import small_pool, verdicts_by_name
 
-from pipeline.annotations.look import LOOK_BYTES, Look, look
 from pipeline.duplicates import DuplicateSettings, LooksAlike, NearDuplicates, look_keys
+from pipeline.look import LOOK_BYTES, Look, look
 from pipeline.nearness import best_alike, refuse_the_alike, row_of
 from pipeline.selection import refuse_duplicates
 

@@ -32,9 +32,9 @@ from pipeline.filters import (
 )
 from pipeline.filters.image_file import Format
 from pipeline.filters.score import threshold_place
+from pipeline.judge import refusals
 from pipeline.manifest import DatasetError
 from pipeline.pictures import ACCEPTED
-from pipeline.stages import refusals
 from pipeline.storage import StorageError
 
 ROOT = Path(__file__).parents[2]
