@@ -244,6 +244,17 @@ def test_what_is_read_at_once_is_little_of_a_file(tmp_path: Path, name: str) -> 
     assert most + python_most < 16 * MEGABYTE, f"{most:,} of Arrow, {python_most:,} of Python"
 
 
+def test_a_file_without_a_line_end_is_not_read_as_one_line(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_bytes(b"[" + b'{"url": "u"}, ' * (2 * MEGABYTE))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match="no line is an object with the keys url, caption"):
+            list(read_rows(UrlList(path=str(tmp_path / "array.json"))))
+        assert tracemalloc.get_traced_memory()[1] < 8 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
 def test_public_lists_have_the_columns_that_are_published(tmp_path: Path) -> None:
     named = {
         "yfcc15m_v1": ("downloadurl", "title_clean"),
