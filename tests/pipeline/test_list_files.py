@@ -106,6 +106,15 @@ def test_a_folder_on_s3_is_the_same(tmp_path: Path) -> None:
             files_of(UrlList(path=f"{address}/nothing/"))
 
 
+def test_a_relative_path_gets_its_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    for path, count in (("mine/a.csv", 1), ("mine/c/../a.csv", 1), ("mine/", len(FILES)), ("./mine//c/", 2)):
+        found = [file.path for file in files_of(UrlList(path=path))]
+        assert len(found) == count
+        assert all(Path(file).is_absolute() and Path(file).is_file() for file in found)
+
+
 def test_a_format_picks_the_files_of_its_kind(tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     pq.write_table(pa.table({"url": ["u"], "text": ["c"], "uid": [1]}), tmp_path / "meta/1.parquet")
