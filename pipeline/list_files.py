@@ -205,14 +205,15 @@ def files_of(one: UrlList) -> list[UrlList]:
     """The files of a list, sorted by name, each a list with the same settings and source; a file is its own only one.
 
     In a folder these are all files below it with a known suffix, and of the format's kind where it has a format; names
-    that begin with `.` or `_` are left out, as Spark and Hadoop mean them. DatasetError where there is none.
+    that begin with `.` or `_` are left out, as Spark and Hadoop mean them. Paths are as every machine means them.
+    DatasetError where there is none.
     """
     place = folder(one.path)
     names = place.names()
     if names == [place.root.removeprefix("s3://")]:
         if one.layout.kind is None:
             raise DatasetError(f"{one.path}: expected a folder, found a file, which needs a format")
-        return [one]
+        return [one.model_copy(update={"path": place.root})]
     if not names:
         raise DatasetError(f"{one.path}: expected a URL list, found no such file, and no folder with files")
     found = [name for name in names if _is_list(name, one.layout.kind)]

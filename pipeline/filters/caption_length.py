@@ -27,6 +27,7 @@ class CaptionLength(FilterSettings):
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """Words are what blanks separate, characters are Unicode code points."""
         words, characters = word_counts(pairs["caption"]), pc.utf8_length(pairs["caption"])
+        # What is compared with a bound of null is null, and refuses nothing.
         return first_reason(
             (pc.less(words, self.min_words), "too_few_words"),
             (pc.greater(words, self.max_words), "too_many_words"),

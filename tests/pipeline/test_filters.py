@@ -68,6 +68,14 @@ def test_caption_length() -> None:
     ]  # fmt: skip
 
 
+def test_caption_length_may_have_no_upper_bound() -> None:
+    table = captions("dog " * 300, "d" * 1001, "dog")
+    assert reasons(CaptionLength(), table) == ["too_many_words", "too_many_characters", None]
+    assert reasons(CaptionLength(max_words=None, max_characters=None, min_characters=4), table) == [
+        None, None, "too_few_characters",
+    ]  # fmt: skip
+
+
 def test_columns_present() -> None:
     table = pa.table({
         "object_tags": pa.array(["cat, mat", None, "", "cat", "cat", "cat"]),

@@ -106,6 +106,15 @@ def test_a_folder_on_s3_is_the_same(tmp_path: Path) -> None:
             files_of(UrlList(path=f"{address}/nothing/"))
 
 
+def test_a_relative_path_gets_its_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    for path, count in (("mine/a.csv", 1), ("mine/c/../a.csv", 1), ("mine/", len(FILES)), ("./mine//c/", 2)):
+        found = [file.path for file in files_of(UrlList(path=path))]
+        assert len(found) == count
+        assert all(Path(file).is_absolute() and Path(file).is_file() for file in found)
+
+
 def test_a_format_picks_the_files_of_its_kind(tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     pq.write_table(pa.table({"url": ["u"], "text": ["c"], "uid": [1]}), tmp_path / "meta/1.parquet")
@@ -242,6 +251,17 @@ def test_what_is_read_at_once_is_little_of_a_file(tmp_path: Path, name: str) -> 
     finally:
         tracemalloc.stop()
     assert most + python_most < 16 * MEGABYTE, f"{most:,} of Arrow, {python_most:,} of Python"
+
+
+def test_a_file_without_a_line_end_is_not_read_as_one_line(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_bytes(b"[" + b'{"url": "u"}, ' * (2 * MEGABYTE))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match="no line is an object with the keys url, caption"):
+            list(read_rows(UrlList(path=str(tmp_path / "array.json"))))
+        assert tracemalloc.get_traced_memory()[1] < 8 * MEGABYTE
+    finally:
+        tracemalloc.stop()
 
 
 def test_public_lists_have_the_columns_that_are_published(tmp_path: Path) -> None:
