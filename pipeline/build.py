@@ -105,7 +105,7 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
             written = write_kept(pool, kept, columns, target, job.shards, advance)
         watch.lap("shards")
     types = {field.name: str(field.type) for field in columns}
-    manifest = _manifest(job, funnel, written, types, snapshot_hash(shards), listing.files)
+    manifest = _manifest(job, funnel, written, types, snapshot_hash(shards), listing.lists)
     write_report(target, REPORT, manifest, facts, pool)
     watch.lap("report")
     target.write_text(RESULT, json.dumps(_result(job, manifest, watch, target), indent=1, ensure_ascii=False) + "\n")

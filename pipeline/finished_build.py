@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from pipeline.build_job import DECIDES_NOTHING, BuildJob
 from pipeline.jobfile import resolved
+from pipeline.list_files import list_sha256
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, read_manifest
 from pipeline.storage import Folder, folder
 
@@ -37,7 +38,7 @@ def finished_build(target: Folder, job: BuildJob) -> Manifest | None:
 def _check_lists(job: BuildJob, manifest: Manifest) -> None:
     """A list that has been moved away since is no mistake; one with other content is."""
     for one in job.lists:
-        if folder(one.path).exists() and folder(one.path).sha256() != manifest.lists.get(one.path):
+        if folder(one.path).exists() and list_sha256(one) != manifest.lists.get(one.path):
             raise DatasetError(
                 f"{one.path}: this list has changed since the dataset was built from it; "
                 "give another out, or remove the old dataset"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -228,6 +229,19 @@ def _is_list(name: str, kind: Kind | None) -> bool:
     hidden = any(part.startswith((".", "_")) for part in name.split("/"))
     fits = found is not None and kind in (None, found) and not (found == "parquet" and name.lower().endswith(".gz"))
     return fits and not hidden
+
+
+def list_sha256(one: UrlList, of_files: Mapping[str, str] | None = None) -> str:
+    """Hex sha256 of a list: of its file, or of the names and hashes of a folder's files in order.
+
+    `of_files`: path of every file to its hash, where somebody has read them already.
+    """
+    files = files_of(one)
+    hashes = [folder(file.path).sha256() if of_files is None else of_files[file.path] for file in files]
+    if len(files) == 1:
+        return hashes[0]
+    named = [f"{PurePosixPath(file.path).name} {one}" for file, one in zip(files, hashes, strict=True)]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 class RawRow(NamedTuple):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline.exchange import read_bucket, write_buckets
-from pipeline.list_files import UrlList, files_of
+from pipeline.list_files import UrlList, files_of, list_sha256
 from pipeline.manifest import DatasetError
 from pipeline.pair import pair_numbers
 from pipeline.storage import Folder, folder
@@ -48,8 +48,8 @@ class Listing:
 
     place: Folder
     parts: tuple[ListPart, ...]
-    files: dict[str, str]
-    """Path of every file of the lists, and the hex sha256 of its content."""
+    lists: dict[str, str]
+    """Path of every list, as the job has it, and its `list_sha256`."""
 
     @property
     def rows(self) -> int:
@@ -104,7 +104,8 @@ def make_listing(lists: Sequence[UrlList], place: Folder, rows_at_once: int) -> 
     sorted_parts = dict(in_window(partial(sort.remote, part, pieces, place) for part in range(parts)))
     place.remove("files")
     hashes = {one.path: sha256 for one, (_, _, _, sha256) in zip(files, cut, strict=True)}
-    return Listing(place, tuple(sorted_parts[part] for part in range(parts)), hashes)
+    by_list = {one.path: list_sha256(one, hashes) for one in lists}
+    return Listing(place, tuple(sorted_parts[part] for part in range(parts)), by_list)
 
 
 def _parts_for(files: Sequence[UrlList], rows_at_once: int) -> int:

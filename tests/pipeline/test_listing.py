@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.list_files import UrlList
+from pipeline.list_files import UrlList, list_sha256
 from pipeline.listing import Listing, make_listing
 from pipeline.manifest import DatasetError
 from pipeline.storage import Folder, folder
@@ -55,7 +55,7 @@ def test_parts_one_after_the_other_are_the_sorted_lists(tmp_path: Path, rows_at_
     assert listing.num_rows == to_fetch.num_rows < 403
     for start in range(0, to_fetch.num_rows + 5, 13):
         assert listing.slice(start, 13) == to_fetch.slice(start, 13)
-    assert listing.files == {one.path: folder(one.path).sha256() for one in lists}
+    assert listing.lists == {one.path: folder(one.path).sha256() for one in lists}
     assert not [name for name in Folder(str(tmp_path / "work")).names() if name.endswith(".arrow")]
 
 
@@ -69,3 +69,17 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"bad\.csv: cannot be read as a URL list \(csv\)") as caught:
         make_listing([UrlList(path=str(tmp_path / "bad.csv"))], Folder(str(tmp_path / "work")), 100)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_its_files_one_after_the_other(tmp_path: Path) -> None:
+    place = tmp_path / "lists"
+    place.mkdir()
+    some_lists(place)
+    one = UrlList(path=f"{place}/", source="s")
+    listing = make_listing([one], Folder(str(tmp_path / "work")), 1000)
+    ordered = [UrlList(path=str(place / name), source="s") for name in ("a.csv", "b.csv.gz", "empty.csv")]
+    assert whole(listing).combine_chunks() == in_memory(ordered)
+    before = list_sha256(one)
+    assert listing.lists == {one.path: before}
+    (place / "c.csv").write_text("url,caption\n")
+    assert list_sha256(one) != before
