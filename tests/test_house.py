@@ -53,6 +53,7 @@ DOORS = {
     "ray": {
         "pipeline.ray_session",
         "pipeline.download",
+        "pipeline.host_slots",
         "pipeline.stages",
         "hiclip.training.ray_workers",
         "hiclip.scaling.ray_sweep",
