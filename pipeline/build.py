@@ -14,17 +14,21 @@ from typing import Any
 
 from rich.table import Table
 
+from pipeline.annotation_columns import annotated
 from pipeline.bill import bill_table
 from pipeline.build_job import BuildJob
 from pipeline.command import console, run_command
 from pipeline.finished_build import finished_build
-from pipeline.funnel import make_funnel, make_ledger, refused_counts, write_ledger
+from pipeline.funnel import make_funnel, refused_counts
 from pipeline.jobfile import resolved, resolved_yaml
+from pipeline.look import Look
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_fingerprint, write_manifest
+from pipeline.pool import Pool
 from pipeline.progress import progress
+from pipeline.snapshot import snapshot_hash
 from pipeline.stopwatch import Stopwatch
 from pipeline.storage import Folder, folder
-from pipeline.url_lists import check_lists, fetchable, read_lists
+from pipeline.url_lists import check_lists
 
 RESULT = "result.json"
 REPORT = "report.html"
@@ -52,50 +56,71 @@ def build(job: BuildJob) -> str:
 
 def _carry_out(job: BuildJob, target: Folder) -> Manifest:
     watch = Stopwatch()
-    listed = read_lists(job.lists)
-    annotations = tuple(one.ready() for one in job.annotations)
-    watch.lap("list")
+    annotations, filters = [one.ready() for one in job.annotations], [one.ready() for one in job.filters]
     # Ray and img2dataset load below here: a mistake in the job or a missing list is said at once.
+    from pipeline.annotate import annotate
+    from pipeline.build_end import dataset_schema, gather_facts, write_kept, write_ledger
     from pipeline.download import download
-    from pipeline.duplicates import refuse_duplicates
+    from pipeline.judge import judge, with_thresholds
+    from pipeline.listing import make_listing
     from pipeline.ray_session import ray_session
     from pipeline.report import write_report
     from pipeline.routes import open_routes
-    from pipeline.snapshot import snapshot_hash
-    from pipeline.stages import dataset_columns, judge, kept_rows, write_kept
+    from pipeline.selection import select
 
-    rows = fetchable(listed)
-    snapshot = folder(job.snapshot or target.join("snapshot"))
+    snapshot, work = folder(job.snapshot or target.join("snapshot")), target.child("work")
+    work.remove()  # what an unfinished build left
     with open_routes(job) as routes, ray_session(job.ray):
         watch.lap("ray")
-        with progress("download", rows.num_rows, "rows") as advance:
-            downloaded = download(rows, job.download, routes, snapshot, advance)
+        listing = make_listing(job.lists, work.child("listing"), job.tasks.rows)
+        watch.lap("list")
+        with progress("download", listing.num_rows, "rows") as advance:
+            shards = download(listing, job.download, routes, snapshot, advance)
         watch.lap("download")
-        with progress("filter", rows.num_rows, "rows") as advance:
-            judged = judge(downloaded, snapshot, annotations, job.filters, job.duplicates.near is not None, advance)
+        wanted = [*annotations, Look()] if job.looks else annotations
+        with progress("annotate", listing.num_rows, "rows") as advance:
+            annotate(snapshot, [shard.rows for shard in shards], wanted, advance)
+        watch.lap("annotate")
+        pool = Pool(
+            snapshot=snapshot,
+            work=work,
+            rows=listing.num_rows,
+            rows_per_shard=job.download.rows_per_task,
+            shards_per_span=max(1, job.tasks.rows // job.download.rows_per_task),
+            annotations=tuple(annotated(one) for one in wanted),
+        )
+        with progress("filter", pool.rows, "rows") as advance:
+            judge(pool, with_thresholds(pool, filters), advance)
         watch.lap("filter")
-        judged = refuse_duplicates(judged, job.duplicates)
-        watch.lap("duplicates")
-        ledger = make_ledger(listed, judged)
-        funnel = make_funnel(ledger, job.steps)
-        write_ledger(target, ledger)
-        kept = kept_rows(judged)
-        if not kept.num_rows:
+        pool = select(pool, job)
+        watch.lap("select")
+        funnel = make_funnel(write_ledger(listing, pool, target), job.steps)
+        facts, kept = gather_facts(pool)
+        watch.lap("ledger")
+        if not sum(kept):
             console.print(funnel_table(funnel))
-            raise DatasetError(f"{target.root}: no pair is left of {listed.num_rows:,} rows; the ledger there says why")
-        with progress("shards", kept.num_rows, "pairs") as advance:
-            shards = write_kept(kept, snapshot, target, job.shards, advance)
+            raise DatasetError(f"{target.root}: no pair is left of {listing.rows:,} rows; the ledger there says why")
+        with progress("shards", sum(kept), "pairs") as advance:
+            columns = dataset_schema(annotations)
+            written = write_kept(pool, kept, columns, target, job.shards, advance)
         watch.lap("shards")
-    manifest = _manifest(job, funnel, shards, dataset_columns(job.annotations), snapshot_hash(downloaded))
-    write_report(target, REPORT, manifest, judged, snapshot)
+    types = {field.name: str(field.type) for field in columns}
+    manifest = _manifest(job, funnel, written, types, snapshot_hash(shards), listing.files)
+    write_report(target, REPORT, manifest, facts, pool)
     watch.lap("report")
     target.write_text(RESULT, json.dumps(_result(job, manifest, watch, target), indent=1, ensure_ascii=False) + "\n")
     write_manifest(target, manifest)
+    work.remove()
     return manifest
 
 
 def _manifest(
-    job: BuildJob, funnel: list[dict[str, Any]], shards: Sequence[Shard], columns: dict[str, str], snapshot: str
+    job: BuildJob,
+    funnel: list[dict[str, Any]],
+    shards: Sequence[Shard],
+    columns: dict[str, str],
+    snapshot: str,
+    lists: dict[str, str],
 ) -> Manifest:
     return Manifest(
         name=job.name,
@@ -106,7 +131,7 @@ def _manifest(
         columns=columns,
         fingerprint=dataset_fingerprint(shards, columns),
         job=resolved(job),
-        lists={one.path: folder(one.path).sha256() for one in job.lists},
+        lists=lists,
         snapshot=snapshot,
         funnel=funnel,
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VENDORS}},

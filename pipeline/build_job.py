@@ -14,7 +14,7 @@ from pipeline.filters import AnyFilter
 from pipeline.jobfile import Job, Settings, job_fingerprint
 from pipeline.list_files import UrlList
 
-DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill")
+DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill", "tasks")
 """Keys of a build job that leave the dataset as it is."""
 
 
@@ -33,6 +33,13 @@ class ShardSettings(Settings):
         return self
 
 
+class TaskSettings(Settings):
+    """How much one task holds at a time; changes speed and memory, never the dataset."""
+
+    rows: Annotated[int, Field(gt=0)] = 1_000_000
+    """Rows of lists or of the pool, without their pictures: some 500 bytes each."""
+
+
 class BuildJob(Job):
     """A build. Steps run in the order of these keys."""
 
@@ -49,12 +56,13 @@ class BuildJob(Job):
     """In this order; a pair is refused by the first that does not like it."""
     duplicates: DuplicateSettings = DuplicateSettings()
     shards: ShardSettings = ShardSettings()
+    tasks: TaskSettings = TaskSettings()
     bill: BillSettings = BillSettings()
     """What `--dry-run` reckons with; changes nothing else."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> BuildJob:
-        names = [one.name for one in self.filters]
+        names = [one.step for one in self.filters]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"filters: {twice} stands there twice; the funnel could not tell them apart")
@@ -67,9 +75,14 @@ class BuildJob(Job):
         return self
 
     @property
+    def looks(self) -> bool:
+        """Whether a step compares how pictures look."""
+        return self.duplicates.near is not None or self.duplicates.exact == "look_and_caption"
+
+    @property
     def steps(self) -> list[str]:
         """The steps that can refuse a row, in order."""
-        return ["list", "download", *(one.name for one in self.filters), "duplicates"]
+        return ["list", "download", *(one.step for one in self.filters), "duplicates"]
 
     def fingerprint(self) -> str:
         """Hex sha256 of the keys that decide what is in the dataset."""

@@ -1,107 +1,89 @@
-"""Rows of a URL list become snapshot shards: Ray tasks around img2dataset's downloader and resizer.
+"""Rows of a URL list become snapshot shards: a Ray task a shard.
 
-Each row ends in exactly one place, a picture or a reason. Failed addresses, and only those, are asked for again with a
-growing pause. A task's shard counts whole or not at all, so a build that is killed repeats the tasks in flight.
+Each row ends in exactly one place, a picture or a reason. A task's shard counts whole or not at all, so a build that is
+killed repeats the tasks in flight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
-from typing import Any
+from typing import Protocol
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError
 
+from pipeline.annotation_columns import annotation_files
 from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import Route
 from pipeline.fetch_rows import UNREACHED, fetch_rows
-from pipeline.jobfile import InputError
 from pipeline.progress import Advance
 from pipeline.snapshot import (
     SNAPSHOT_SCHEMA,
     SnapshotShard,
     commit_shard,
     finished_shard,
+    has_record,
     wanted_hash,
     write_snapshot_shard,
 )
 from pipeline.storage import Folder
+from pipeline.task_window import RETRIES, in_window
+
+
+class Rows(Protocol):
+    """Rows to fetch: a table of (pair_id, url, caption, source), or something on disk that gives slices of one."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+
+    def slice(self, start: int, length: int) -> pa.Table:
+        """Rows `start` to `start + length`, fewer at the end."""
 
 
 def download(
-    rows: pa.Table,
+    rows: Rows,
     settings: DownloadSettings,
     routes: Sequence[Route],
     place: Folder,
     done: Advance,
 ) -> list[SnapshotShard]:
-    """Fetches `rows` (pair_id, url, caption, source) into shards at `place`, in order, and returns their records.
+    """Fetches `rows` into shards at `place`, in order, and returns their records.
 
-    `done` is told of the rows of each shard as it comes: at once of those that an earlier build left whole.
+    `done` is told of the rows of each shard as it comes, also of those that an earlier build left whole.
     """
-    shards: dict[int, SnapshotShard] = {}
-    to_do: list[tuple[int, pa.Table, str]] = []
+    size = settings.rows_per_task
     there = frozenset(place.names())  # asked once: on s3:// each question is a request
-    for number, start in enumerate(range(0, rows.num_rows, settings.rows_per_task)):
-        part = rows.slice(start, settings.rows_per_task)
-        wanted = wanted_hash(part["pair_id"].to_pylist(), settings.deciding())
-        finished = finished_shard(place, there, number, wanted)
-        if finished is None:
-            to_do.append((number, part, wanted))
-        else:
-            shards[number] = finished
-            done(finished.rows, from_before=True)
-    task = ray.remote(num_cpus=settings.cpus_per_task, max_retries=3)(_download_task)
+    annotated = annotation_files(there)
+    task = ray.remote(num_cpus=settings.cpus_per_task, max_retries=RETRIES)(_download_task)
+    shared = ray.put(rows)  # once for all tasks
     calls = (
-        partial(task.remote, part, number, wanted, settings, tuple(routes), place) for number, part, wanted in to_do
+        partial(task.remote, shared, number, has_record(there, number), settings, tuple(routes), place)
+        for number in range(-(-rows.num_rows // size))
     )
-    for shard in in_window(calls, settings.window(ray.cluster_resources().get("CPU", 1))):
-        commit_shard(place, shard)
+    shards: dict[int, SnapshotShard] = {}
+    for shard, from_before in in_window(calls, settings.window(ray.cluster_resources().get("CPU", 1))):
+        if not from_before:
+            # What was computed of an earlier shard of this number is not about this one.
+            for name in annotated.get(shard.number, ()):
+                place.remove(name)
+            commit_shard(place, shard)
         shards[shard.number] = shard
-        done(shard.rows)
+        done(shard.rows, from_before=from_before)
     return [shards[number] for number in sorted(shards)]
 
 
-def in_window(calls: Iterable[Callable[[], Any]], width: int) -> Iterator[Any]:
-    """The results of remote calls as they come; at most `width` are submitted and not yet yielded.
-
-    Never one task a shard all at once, which is what makes a scheduler stall. An error of a task ends the iteration
-    with that error; what is in flight then is cancelled.
-    """
-    to_do = iter(calls)
-    running = [call() for call in islice(to_do, width)]
-    try:
-        while running:
-            finished, running = ray.wait(running, num_returns=1)
-            running.extend(call() for call in islice(to_do, 1))
-            yield _result(finished[0])
-    finally:
-        for task in running:
-            ray.cancel(task, force=True)
-
-
-def _result(task: Any) -> Any:
-    try:
-        return ray.get(task)
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None  # a full disk in a worker is said as plainly as one here
-        raise
-
-
 def _download_task(
-    rows: pa.Table,
-    number: int,
-    wanted: str,
-    settings: DownloadSettings,
-    routes: tuple[Route, ...],
-    place: Folder,
-) -> SnapshotShard:
-    fates = fetch_rows(rows["url"].to_pylist(), settings, routes)
-    columns = {name: rows[name] for name in ("pair_id", "url", "caption", "source")}
+    rows: Rows, number: int, recorded: bool, settings: DownloadSettings, routes: tuple[Route, ...], place: Folder
+) -> tuple[SnapshotShard, bool]:
+    """The shard's record, and whether it was there already."""
+    part = rows.slice(number * settings.rows_per_task, settings.rows_per_task)
+    wanted = wanted_hash(part["pair_id"].to_pylist(), settings.deciding())
+    if recorded and (finished := finished_shard(place, number, wanted)) is not None:
+        return finished, True
+    fates = fetch_rows(part["url"].to_pylist(), settings, routes)
+    columns = {name: part[name] for name in ("pair_id", "url", "caption", "source")}
     columns |= {name: [getattr(fate, name) for fate in fates] for name in SNAPSHOT_SCHEMA.names[len(columns) :]}
     unreached = sum(fate.reason in UNREACHED for fate in fates)
-    return write_snapshot_shard(place, number, pa.table(columns, schema=SNAPSHOT_SCHEMA), unreached, wanted)
+    return write_snapshot_shard(place, number, pa.table(columns, schema=SNAPSHOT_SCHEMA), unreached, wanted), False

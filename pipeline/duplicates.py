@@ -10,24 +10,21 @@ stays, never through a chain of likenesses.
 
 from __future__ import annotations
 
-import io
-from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 from pydantic import Field
 
 from pipeline.jobfile import Number, Settings
-
-LOOK_SIDE = 8  # px, of the colour thumbnail
-LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3
-_STEP = 3  # of 255: smaller steps between neighbours are noise of the encoder, which would set bits by chance
+from pipeline.keyed_hash import mixed
+from pipeline.look import LOOK_BYTES, LOOK_SIDE
+from pipeline.nearness import Places, ranks
+from pipeline.pair import pair_numbers
+from pipeline.pool import REFUSED
 
 
 class NearDuplicates(Settings):
@@ -44,121 +41,140 @@ class NearDuplicates(Settings):
 class DuplicateSettings(Settings):
     """Which repeated pictures are refused. Of several the largest stays, then the one with the smallest pair_id."""
 
-    exact: Literal["image", "image_and_caption"] | None = "image"
-    """Refuse pictures of the same bytes whatever their caption, or only beside the same caption; null: keep them."""
+    exact: Literal["image", "image_and_caption", "look_and_caption"] | None = "image"
+    """Refuse pictures of the same bytes whatever their caption, or only beside the same caption, or pictures with the
+    same difference hash beside the same caption (COYO's rule); null: keep them."""
     near: NearDuplicates | None = NearDuplicates()
     """Refuse pictures that look the same; null: keep them."""
 
 
-def look(image: bytes) -> tuple[int, bytes]:
-    """A picture's difference hash (64 bits) and its colour thumbnail (LOOK_BYTES, RGB rows of 8 x 8 px)."""
-    with Image.open(io.BytesIO(image)) as picture:
-        colour = picture.convert("RGB")
-    grey = np.asarray(colour.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    bits = (grey[:, 1:] - grey[:, :-1]) > _STEP
-    number = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return number, colour.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX).tobytes()
+RANKED = ("pair_id", "original_width", "original_height")
+"""Columns that say which of several rows is the best."""
 
 
-def refuse_duplicates(judged: pa.Table, settings: DuplicateSettings) -> pa.Table:
-    """`judged` (stages.JUDGED) with step, reason and detail filled in for every duplicate.
+def exact_columns(settings: DuplicateSettings) -> tuple[str, ...]:
+    """What `exact_keys` reads."""
+    return (*RANKED, "hash" if settings.exact == "look_and_caption" else "image_sha256", "caption")
 
-    Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks; the detail names the pair that
-    stays, as `of PAIR_ID`.
+
+def exact_keys(pairs: pa.Table, settings: DuplicateSettings) -> pa.Table:
+    """Rows (key, value, rank, pair_id, row): those with one `value` are exact duplicates, and have one key."""
+    if settings.exact == "look_and_caption":
+        key = mixed(np.asarray(pairs["hash"], np.uint64))
+        value = pairs["hash"].cast(pa.string())
+    else:
+        key = pair_numbers(pc.utf8_slice_codeunits(pairs["image_sha256"], 0, 16))
+        value = pairs["image_sha256"]
+    if settings.exact != "image":
+        value = pc.binary_join_element_wise(value, pairs["caption"], " ")
+    columns = {"key": key, "value": value, "rank": ranks_of(pairs), "pair_id": pairs["pair_id"], "row": pairs["row"]}
+    return pa.table(columns)
+
+
+def repeated(met: pa.Table) -> pa.Table:
+    """The rows (of `exact_keys`) with a value that a better row has, as REFUSED: `duplicate_image`, `of PAIR_ID`."""
+    value = met["value"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    order = np.lexsort((np.asarray(met["rank"]), value))
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = value[order][1:] != value[order][:-1]
+    first = order[begins][np.cumsum(begins) - 1]
+    worse, better = met.take(order[~begins]), met.take(first[~begins])
+    columns = {
+        "row": worse["row"],
+        "reason": pa.repeat(pa.scalar("duplicate_image"), worse.num_rows),
+        "detail": pc.binary_join_element_wise("of", better["pair_id"], " "),
+        "of": better["row"],
+    }
+    return pa.table(columns).cast(REFUSED)
+
+
+def ranks_of(pairs: pa.Table) -> npt.NDArray[np.uint64]:
+    """(pairs,): see `nearness.ranks`."""
+    sides = (np.asarray(pairs[name], np.int64) for name in ("original_width", "original_height"))
+    width, height = sides
+    return ranks(width * height, np.asarray(pairs["row"]))
+
+
+def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:
+    """Rows (key, rank, pair, same, hash, thumbnail), several for each pair: two that look the same share a key.
+
+    Hashes that differ in at most b bits agree in at least one of b + 1 bands (pigeonhole). Where no cell differs by
+    more than c, the mean of each colour differs by at most c, so pairs are also parted by cells of colour; one near the
+    edge of its cell stands in the next one too. Without these a band's value is too common: many drawings have the
+    same nine bits of nothing.
     """
-    columns = {name: np.array(judged[name].to_pylist(), dtype=object) for name in ("step", "reason", "detail")}
-    rows = _best_first(judged)
-    if settings.exact is not None:
-        also = [""] * judged.num_rows if settings.exact == "image" else judged["caption"].to_pylist()
-        images = judged["image_sha256"].to_pylist()
-        first = repeated_of([f"{images[row]}{also[row]}" for row in rows])
-        rows = _refuse(rows, first, "duplicate_image", judged, columns)
-    if settings.near is not None and len(rows):
-        hashes = np.asarray(judged["hash"].take(rows))
-        thumbnails = np.frombuffer(b"".join(judged["thumbnail"].take(rows).to_pylist()), np.uint8)
-        first = near_of(hashes, thumbnails.reshape(-1, LOOK_BYTES), settings.near)
-        _refuse(rows, first, "near_duplicate", judged, columns)
-    for name, values in columns.items():
-        judged = judged.set_column(judged.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    return judged
+    hashes = np.asarray(pairs["hash"], np.uint64)
+    thumbnails = _pixels(pairs)
+    bands = _bands(hashes, settings.max_bits + 1)
+    cells, row_of_cell = _colour_cells(thumbnails, settings.max_cell)
+    keys = [mixed(np.uint64(band), values[row_of_cell], *cells.T) for band, values in enumerate(bands)]
+    rows = np.tile(row_of_cell, len(keys))
+    same = mixed(hashes, *np.ascontiguousarray(thumbnails).view(np.uint64).T)
+    columns = {
+        "key": np.concatenate(keys) if keys else hashes,
+        "rank": ranks_of(pairs)[rows],
+        "pair": pair_numbers(pairs["pair_id"])[rows],
+        "same": same[rows],
+        "hash": hashes[rows],
+        "thumbnail": pairs["thumbnail"].combine_chunks().take(rows),
+    }
+    return pa.table(columns)
 
 
-def _best_first(judged: pa.Table) -> npt.NDArray[np.int64]:
-    """The rows that no step has refused: the largest original first, equally large ones by pair_id."""
-    left = np.flatnonzero(np.asarray(pc.is_null(judged["step"])))
-    pixels = pc.multiply(judged["original_width"].cast(pa.int64()), judged["original_height"].cast(pa.int64()))
-    pixels_left = np.asarray(pixels.take(left))
-    names = np.array(judged["pair_id"].take(left).to_pylist(), dtype=str)
-    return left[np.lexsort((names, -pixels_left))] if len(left) else left
+def look_keys_a_row(settings: NearDuplicates) -> int:
+    """Keys that a pair has, on the average, rounded up."""
+    return 2 * (settings.max_bits + 1)
 
 
-def _refuse(
-    rows: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    reason: str,
-    judged: pa.Table,
-    columns: dict[str, npt.NDArray[np.object_]],
-) -> npt.NDArray[np.int64]:
-    """Writes the refusal of every row with a `first`, a place in `rows`; returns the rows without one."""
-    names = judged["pair_id"]
-    for row, at in zip(rows, first, strict=True):
-        if at >= 0:
-            columns["step"][row], columns["reason"][row] = "duplicates", reason
-            columns["detail"][row] = f"of {names[int(rows[at])].as_py()}"
-    return rows[first < 0]
+class LooksAlike:
+    """Compares rows of `look_keys`."""
+
+    def __init__(self, rows: pa.Table, settings: NearDuplicates) -> None:
+        self._settings = settings
+        self._hashes = np.asarray(rows["hash"], np.uint64)
+        self._thumbnails = _pixels(rows)
+
+    def __call__(self, left: Places, right: Places) -> npt.NDArray[np.bool_]:
+        """(pairs,): whether the rows at `left` and at `right` look the same."""
+        alike = np.bitwise_count(self._hashes[left] ^ self._hashes[right]) <= self._settings.max_bits
+        close = np.flatnonzero(alike)
+        alike[close] = self._near(self._thumbnails[left[close]], self._thumbnails[right[close]])
+        return np.asarray(alike)
+
+    def _near(self, ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        difference = theirs.astype(np.int32) - ours
+        contrast = (_contrast(ours) + _contrast(theirs)) / 2
+        near = np.abs(difference).max(axis=1, initial=0) <= self._settings.max_cell
+        return np.asarray(near & ((difference**2).sum(axis=1) <= self._settings.max_share * contrast))
 
 
-def repeated_of(keys: Sequence[str]) -> npt.NDArray[np.int64]:
-    """(rows,): the first earlier row with the same key, -1 where there is none. Rows come best first."""
-    first: dict[str, int] = {}
-    return np.array([-1 if (at := first.setdefault(key, row)) == row else at for row, key in enumerate(keys)], np.int64)
+def _pixels(rows: pa.Table) -> npt.NDArray[np.uint8]:
+    """(rows, LOOK_BYTES)."""
+    return np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
 
 
-def near_of(
-    hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8], settings: NearDuplicates
-) -> npt.NDArray[np.int64]:
-    """(rows,): an earlier row that stays and looks the same, -1 where the row itself stays. Rows come best first.
-
-    hashes (rows,), thumbnails (rows, LOOK_BYTES). Two hashes that differ in at most b bits agree in at least one of
-    b + 1 bands (pigeonhole), so only rows that share a band are compared.
-    """
-    found = np.full(len(hashes), -1, np.int64)
-    kept: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in range(settings.max_bits + 1)]
-    for row, bands in enumerate(_bands(hashes, settings.max_bits + 1)):
-        others = sorted({other for band, value in enumerate(bands) for other in kept[band].get(value, ())})
-        near = _near_rows(row, np.array(others, np.int64), hashes, thumbnails, settings)
-        if len(near):
-            found[row] = near[0]
-        else:
-            for band, value in enumerate(bands):
-                kept[band][value].append(row)
-    return found
-
-
-def _bands(hashes: npt.NDArray[np.uint64], bands: int) -> list[list[int]]:
-    """(rows, bands): the 64 bits cut into bands of nearly equal width."""
+def _bands(hashes: npt.NDArray[np.uint64], bands: int) -> list[npt.NDArray[np.uint64]]:
+    """(rows,) for each band: the 64 bits cut into bands of nearly equal width."""
     edges = [64 * band // bands for band in range(bands + 1)]
-    columns = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
-    return [[int(value) for value in row] for row in np.stack(columns, axis=1)]
+    return [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
 
 
-def _near_rows(
-    row: int,
-    others: npt.NDArray[np.int64],
-    hashes: npt.NDArray[np.uint64],
-    thumbnails: npt.NDArray[np.uint8],
-    settings: NearDuplicates,
-) -> npt.NDArray[np.int64]:
-    others = others[np.bitwise_count(hashes[others] ^ hashes[row]) <= settings.max_bits]
-    ours, theirs = thumbnails[row].astype(np.int32), thumbnails[others].astype(np.int32)
-    difference = theirs - ours
-    contrast = (_contrast(theirs) + _contrast(ours[None])) / 2
-    near = np.abs(difference).max(axis=1, initial=0) <= settings.max_cell
-    near &= (difference**2).sum(axis=1) <= settings.max_share * contrast
-    return np.asarray(others[near])
+def _colour_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.NDArray[np.uint64], Places]:
+    """(places, 3) cells of the mean colour, and (places,) the row that is in each: a row is in one to eight."""
+    sums = thumbnails.reshape(-1, LOOK_SIDE * LOOK_SIDE, 3).sum(axis=1, dtype=np.int64)
+    reach = LOOK_SIDE * LOOK_SIDE * max_cell  # two rows that are near are no further apart in a sum
+    wide = 4 * max(reach, LOOK_SIDE * LOOK_SIDE * 4)
+    low, high = (sums - reach // 2) // wide, (sums + (reach + 1) // 2) // wide
+    cells, rows = [], []
+    for upper in product((False, True), repeat=3):
+        there = np.flatnonzero((~np.array(upper) | (low != high)).all(axis=1))
+        cells.append(np.where(upper, high, low)[there])
+        rows.append(there)
+    # Sums below the reach fall into cell -1.
+    return (np.concatenate(cells) + 1).astype(np.uint64), np.concatenate(rows)
 
 
-def _contrast(thumbnails: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+def _contrast(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """(rows,): sum of squares about each thumbnail's mean colour."""
-    cells = thumbnails.reshape(len(thumbnails), LOOK_SIDE * LOOK_SIDE, 3)
+    cells = thumbnails.reshape(len(thumbnails), LOOK_SIDE * LOOK_SIDE, 3).astype(np.int32)
     return np.asarray(((cells - cells.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.storage import Folder
+from pipeline.pool import VERDICT
 
 LEDGER = pa.schema(
     [
@@ -29,59 +28,86 @@ LEDGER = pa.schema(
 """A row of the lists and where it ended."""
 
 KEPT = "kept"
-_ROWS_A_FILE = 1_000_000
 _EXAMPLES = 3
 
 
-def make_ledger(listed: pa.Table, judged: pa.Table) -> pa.Table:
-    """One LEDGER row for every row of `listed` (url_lists.LISTED), in the order of the lists.
+def make_ledger(listed: pa.Table, verdicts: pa.Table) -> pa.Table:
+    """One LEDGER row for every row of `listed` (url_lists.LISTED), in its order.
 
-    `judged` has the fetched rows, which are those that the list did not refuse, in the same order.
+    `verdicts` (pool.VERDICT) are about the fetched rows: those that the list did not refuse, in the same order.
     """
-    fetched = np.flatnonzero(np.asarray(pc.is_null(listed["reason"])))
-    assert listed["pair_id"].take(fetched).equals(judged["pair_id"]), "a row was lost or moved between list and verdict"
-    columns = {}
-    for name in ("reason", "detail"):
-        values = np.array(listed[name].to_pylist(), dtype=object)
-        values[fetched] = judged[name].to_pylist()
-        columns[name] = pa.array(values, pa.string())
-    steps = np.full(listed.num_rows, "list", dtype=object)
-    steps[fetched] = pc.fill_null(judged["step"], KEPT).to_pylist()
-    columns["step"] = pa.array(steps, pa.string())
-    columns |= {name: listed[name] for name in ("row", "pair_id", "url", "caption", "source")}
-    return pa.table({name: columns[name] for name in LEDGER.names}, schema=LEDGER).sort_by("row")
+    fetched = np.asarray(pc.is_null(listed["reason"]))
+    assert int(fetched.sum()) == verdicts.num_rows, "a row was lost between list and verdict"
+    kept = verdicts.select(["step", "reason", "detail"])
+    kept = kept.set_column(0, VERDICT.field("step"), pc.fill_null(verdicts["step"], KEPT))
+    by_list = pa.table({"step": pa.repeat(pa.scalar("list"), len(listed)), **_named(listed, ("reason", "detail"))})
+    places = np.arange(len(listed))
+    places[fetched] = len(listed) + np.arange(len(kept))
+    ends = pa.concat_tables([by_list, kept]).combine_chunks().take(places)
+    columns = _named(listed, ("row", "pair_id", "url", "caption", "source")) | _named(ends, ends.schema.names)
+    return pa.table({name: columns[name] for name in LEDGER.names}, schema=LEDGER)
 
 
-def make_funnel(ledger: pa.Table, steps: Sequence[str]) -> list[dict[str, Any]]:
+def _named(table: pa.Table, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name] for name in names}
+
+
+@dataclass
+class Tally:
+    """How many rows ended where, and the first few of each kind as examples; tallies of neighbouring parts add up."""
+
+    rows: int = 0
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(step, reason) -> rows."""
+    examples: dict[tuple[str, str], list[dict[str, str]]] = field(default_factory=dict)
+
+    def __iadd__(self, other: Tally) -> Tally:
+        """Adds a tally of rows that come after these."""
+        self.rows += other.rows
+        self.refused += other.refused
+        for end, examples in other.examples.items():
+            self.examples[end] = [*self.examples.get(end, ()), *examples][:_EXAMPLES]
+        return self
+
+
+def tally(ledger: pa.Table) -> Tally:
+    """The tally of a ledger's rows, which are in the order of pair_id."""
+    found = Tally(ledger.num_rows)
+    refused = ledger.filter(pc.not_equal(ledger["step"], KEPT)).combine_chunks()
+    for end in refused.group_by(["step", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        key = end["step"], end["reason"]
+        found.refused[key] = end["count_all"]
+        rows = refused.filter(pc.and_(pc.equal(refused["step"], key[0]), pc.equal(refused["reason"], key[1])))
+        found.examples[key] = [
+            {name: (row[name] or "")[:300] for name in ("pair_id", "url", "caption", "detail")}
+            for row in rows.slice(0, _EXAMPLES).to_pylist()
+        ]
+    return found
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The tally of all, which come in the order of pair_id."""
+    whole = Tally()
+    for one in tallies:
+        whole += one
+    return whole
+
+
+def make_funnel(whole: Tally, steps: Sequence[str]) -> list[dict[str, Any]]:
     """For every step in order: pairs that went in and came out, refusals by reason, and an example or three of each."""
-    by_step: dict[str, Counter[str]] = {step: Counter() for step in steps}
-    examples: dict[str, dict[str, list[dict[str, str]]]] = {step: {} for step in steps}
-    refused = ledger.filter(pc.not_equal(ledger["step"], KEPT)).sort_by("pair_id")
-    for row in refused.to_pylist():
-        by_step[row["step"]][row["reason"]] += 1
-        shown = examples[row["step"]].setdefault(row["reason"], [])
-        if len(shown) < _EXAMPLES:
-            shown.append({name: (row[name] or "")[:300] for name in ("pair_id", "url", "caption", "detail")})
     funnel = []
-    left = ledger.num_rows
+    left = whole.rows
     for step in steps:
-        out = left - by_step[step].total()
-        reasons = dict(sorted(by_step[step].items(), key=lambda item: (-item[1], item[0])))
-        funnel.append({"step": step, "went_in": left, "came_out": out, "refused": reasons, "examples": examples[step]})
+        refused = {reason: count for (of, reason), count in whole.refused.items() if of == step}
+        reasons = dict(sorted(refused.items(), key=lambda item: (-item[1], item[0])))
+        out = left - sum(reasons.values())
+        examples = {reason: whole.examples[step, reason] for reason in sorted(reasons)}
+        funnel.append({"step": step, "went_in": left, "came_out": out, "refused": reasons, "examples": examples})
         left = out
-    assert left == ledger.num_rows - refused.num_rows, "kept and refused are not all rows of the lists"
+    assert left == whole.rows - whole.refused.total(), "kept and refused are not all rows of the lists"
     return funnel
 
 
 def refused_counts(funnel: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """{step: {reason: rows}} of the steps that refused anything."""
     return {one["step"]: one["refused"] for one in funnel if one["refused"]}
-
-
-def write_ledger(target: Folder, ledger: pa.Table) -> None:
-    """Writes the ledger as parquet files of a million rows below `ledger/`."""
-    target.child("ledger").remove()
-    for number, start in enumerate(range(0, ledger.num_rows, _ROWS_A_FILE)):
-        buffer = io.BytesIO()
-        pq.write_table(ledger.slice(start, _ROWS_A_FILE), buffer, compression="zstd")
-        target.write_bytes(f"ledger/{number:05d}.parquet", buffer.getvalue())

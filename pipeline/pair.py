@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 PAIR_SCHEMA = pa.schema(
@@ -24,3 +26,10 @@ PAIR_SCHEMA = pa.schema(
 def pair_id(url: str, caption: str) -> str:
     """16 hex digits of the sha256 of address and caption: the same pair has the same name in every build."""
     return hashlib.sha256(f"{url}\0{caption}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def pair_numbers(pair_ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """(pairs,): the numbers that the names are in hexadecimal; they sort as the names do."""
+    letters = np.frombuffer("".join(pair_ids.to_pylist()).encode("ascii"), np.uint8)
+    digits = np.where(letters >= ord("a"), letters - (ord("a") - 10), letters - ord("0")).astype(np.uint8)
+    return (digits[0::2] << 4 | digits[1::2]).view(">u8").astype(np.uint64)

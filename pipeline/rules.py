@@ -1,9 +1,43 @@
-"""How a filter puts its rules together, over whole Arrow columns."""
+"""How a filter puts its rules together, over whole Arrow columns, and what a filter is unless it says otherwise."""
 
 from __future__ import annotations
 
+from typing import Self
+
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.jobfile import Settings
+
+
+class FilterSettings(Settings):
+    """A filter that needs nothing but the metadata of the pairs that it is asked about."""
+
+    name: str
+    """The filter's name in a job: the name of its file."""
+
+    @property
+    def step(self) -> str:
+        """The name in funnel and ledger; a filter that may stand in a job several times says which one it is."""
+        return self.name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No annotation."""
+        return ()
+
+    @property
+    def quantile(self) -> tuple[str, float] | None:
+        """Nothing has to be looked up in all pairs."""
+        return None
+
+    def with_threshold(self, value: float | None) -> Self:
+        """Itself: there is no threshold to take."""
+        return self
+
+    def ready(self) -> Self:
+        """Itself: it reads no file."""
+        return self
 
 
 def first_reason(*rules: tuple[pa.Array | pa.ChunkedArray, str]) -> pa.Array:

@@ -57,10 +57,11 @@ class SnapshotShard(Settings):
     @property
     def file(self) -> str:
         """The shard's file in the snapshot's folder."""
-        return _file(self.number)
+        return shard_file(self.number)
 
 
-def _file(number: int) -> str:
+def shard_file(number: int) -> str:
+    """The name of shard `number` in the folder of a snapshot."""
     return f"{number:06d}.parquet"
 
 
@@ -86,7 +87,7 @@ def write_snapshot_shard(place: Folder, number: int, rows: pa.Table, unreached: 
         sha256=hashlib.sha256(content).hexdigest(),
         wanted=wanted,
     )
-    place.write_bytes(_file(number), content)
+    place.write_bytes(shard_file(number), content)
     return shard
 
 
@@ -95,13 +96,16 @@ def commit_shard(place: Folder, shard: SnapshotShard) -> None:
     place.write_text(_record(shard.number), shard.model_dump_json() + "\n")
 
 
-def finished_shard(place: Folder, there: Set[str], number: int, wanted: str) -> SnapshotShard | None:
-    """The record of a shard that is done, by the files that are `there`.
+def has_record(there: Set[str], number: int) -> bool:
+    """Whether a shard and its record are among the files of a snapshot."""
+    return {_record(number), shard_file(number)} <= there
+
+
+def finished_shard(place: Folder, number: int, wanted: str) -> SnapshotShard | None:
+    """The record of a shard that has one, if it is done.
 
     A shard of which more than half was never reached is not done: the line was dead.
     """
-    if not {_record(number), _file(number)} <= there:
-        return None
     try:
         shard = SnapshotShard.model_validate_json(place.read_text(_record(number)))
     except ValidationError:
@@ -111,19 +115,10 @@ def finished_shard(place: Folder, there: Set[str], number: int, wanted: str) -> 
 
 def read_snapshot_shard(place: Folder, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a shard, in order."""
-    with place.open(_file(number)) as file:
+    with place.open(shard_file(number)) as file:
         return pq.read_table(file, columns=None if columns is None else list(columns), use_threads=False)
 
 
 def snapshot_hash(shards: Sequence[SnapshotShard]) -> str:
     """Hex sha256 over the hashes of all shards in order."""
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
-
-
-def pictures_of(place: Folder, shards: Sequence[int], places: Sequence[int]) -> list[bytes | None]:
-    """The stored pictures at the given places of the given shards, null where there is none: for a page to show."""
-    found: dict[tuple[int, int], bytes | None] = {}
-    for shard in sorted(set(shards)):
-        images = read_snapshot_shard(place, shard, ["image"])["image"]
-        found |= {(shard, at): images[at].as_py() for of, at in zip(shards, places, strict=True) if of == shard}
-    return [found[key] for key in zip(shards, places, strict=True)]

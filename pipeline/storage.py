@@ -30,6 +30,7 @@ class StorageError(InputError):
     """A folder or address cannot be read or written; the message names it and says why."""
 
 
+_AHEAD_BYTES = 8 << 20
 _UNPACKED = "_ray_pkg_"  # the name that Ray gives to its unpacked copy of a submitted working directory
 
 
@@ -109,6 +110,11 @@ class Folder:
         with self._explained("be looked at", name):
             return bool(self._files.exists(self.join(name)))
 
+    def size(self, name: str = "") -> int:
+        """Bytes of a file; with no name of the file that this is."""
+        with self._explained("be looked at", name):
+            return int(self._files.size(self.join(name)))
+
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         """Files below the folder, sorted, relative to it, without unfinished writes; empty if there is no folder."""
         with self._explained("be listed"):
@@ -129,9 +135,17 @@ class Folder:
         return self.read_bytes(name).decode("utf-8")
 
     @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A seekable binary file to read from; on s3:// only the ranges that are read travel."""
-        with self._explained("be read", name), self._files.open(self.join(name), "rb") as file:
+    def open(self, name: str, to_the_end: bool = False) -> Iterator[BinaryIO]:
+        """A seekable binary file to read from; on s3:// only the ranges that are read travel.
+
+        `to_the_end`: it will be read from the front to the end in small pieces, so that fetching ahead pays. Left to
+        itself s3fs fetches 50 MiB ahead, and the 3 MB of a row group travel with 16 times as much.
+        """
+        ahead = {"block_size": _AHEAD_BYTES} if to_the_end else {"cache_type": "none"}
+        with (
+            self._explained("be read", name),
+            self._files.open(self.join(name), "rb", **({} if self.is_local else ahead)) as file,
+        ):
             yield cast(BinaryIO, file)
 
     def sha256(self, name: str = "") -> str:

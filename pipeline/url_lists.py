@@ -1,10 +1,9 @@
-"""URL lists become rows: one table of (row, pair_id, url, caption, source), sorted by pair_id.
+"""The rows of URL lists, and their order: (row, pair_id, url, caption, source), sorted by pair_id.
 
-Sorting by a hash of the content is one idea for four needs. The order of the dataset does not depend on the order of
+Sorting by a hash of the content is one idea for five needs. The order of the dataset does not depend on the order of
 the lists. Rows of one source or one host are spread, so that no server gets ten thousand requests in a row and training
-sees a shuffled dataset. Rows that are listed twice are neighbours. And since every later step keeps the order, no
-picture is ever sorted or sent between machines. The lists are held in memory while they are sorted: about 250 bytes a
-row, 8 GB for 30 million.
+sees a shuffled dataset. Rows that are listed twice are neighbours. Any cut of the rows into parts is a range of names.
+And since every later step keeps the order, no picture is ever sorted or sent between machines.
 """
 
 from __future__ import annotations
@@ -39,23 +38,21 @@ LISTED = pa.schema(
 _ROWS_AT_ONCE = 65_536
 
 
-def read_lists(lists: Sequence[UrlList]) -> pa.Table:
-    """All rows of all lists as LISTED, sorted by pair_id; faulty and repeated rows carry the reason of their refusal.
+def listed_rows(one: UrlList) -> Iterator[pa.Table]:
+    """The rows of a list's file as LISTED, streamed, with `row` counted from 0; faulty rows carry their reason.
 
-    Raises DatasetError in one line when a list is missing, is not what its format says, or has no row.
+    Raises DatasetError in one line when the file is not what its format says.
     """
-    check_lists(lists)
-    parts: list[pa.Table] = []
-    rows = 0
-    for one in lists:
-        raw = read_rows(one)
-        while batch := list(islice(raw, _ROWS_AT_ONCE)):
-            parts.append(_table(batch, rows, one.source_name))
-            rows += len(batch)
-    if not rows:
-        raise DatasetError(f"{', '.join(one.path for one in lists)}: expected rows, found none")
-    table = pa.concat_tables(parts).sort_by([("pair_id", "ascending"), ("source", "ascending"), ("row", "ascending")])
-    return _refuse_repeated(table.combine_chunks())
+    raw, rows = read_rows(one), 0
+    while batch := list(islice(raw, _ROWS_AT_ONCE)):
+        yield _table(batch, rows, one.source_name)
+        rows += len(batch)
+
+
+def in_order(rows: pa.Table) -> pa.Table:
+    """LISTED rows by pair_id, source and row; of rows with one pair_id all but the first are refused as repeated."""
+    ordered = rows.sort_by([("pair_id", "ascending"), ("source", "ascending"), ("row", "ascending")])
+    return _refuse_repeated(ordered.combine_chunks())
 
 
 def check_lists(lists: Sequence[UrlList]) -> None:

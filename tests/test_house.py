@@ -52,9 +52,14 @@ LAYERS = [
 DOORS = {
     "ray": {
         "pipeline.ray_session",
+        "pipeline.task_window",
+        "pipeline.listing",
         "pipeline.download",
         "pipeline.host_slots",
-        "pipeline.stages",
+        "pipeline.annotate",
+        "pipeline.judge",
+        "pipeline.all_pairs",
+        "pipeline.build_end",
         "hiclip.training.ray_workers",
         "hiclip.scaling.ray_sweep",
         "hiclip.data.ray_stream",

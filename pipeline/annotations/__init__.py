@@ -5,13 +5,14 @@ An annotation is one file. Its name is the file's name, in the job too: `- langu
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, get_args
+from typing import Annotated, Any, Protocol, get_args
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
+from pipeline.annotations.resources import Resources
 from pipeline.steps import step_reader
 
 _Known = LanguageAnnotation | JoinedColumnsAnnotation
@@ -30,6 +31,21 @@ class Annotation(Protocol):
     @property
     def name(self) -> str:
         """The name of the step in the job."""
+
+    @property
+    def version(self) -> int:
+        """Raised when the code gives other values than before."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the snapshot that it looks at."""
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker of it is given."""
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that its columns depend on."""
 
     @property
     def columns(self) -> pa.Schema:

@@ -7,14 +7,15 @@ address (`url`). PyramidCLIP's three annotations (caption_summary, object_tags, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline.annotations.resources import Resources
 from pipeline.jobfile import Settings
+from pipeline.keyed_tables import all_rows, check_table, rows_of_keys
 from pipeline.manifest import DatasetError
 from pipeline.storage import absolute, folder
 
@@ -26,10 +27,14 @@ class JoinedColumnsAnnotation(Settings):
     """The columns of `adds`, from the row of a table that has the pair's key; null where the table has no such row."""
 
     name: Literal["joined_columns"] = "joined_columns"
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("pair_id", "url")
+    resources: Resources = Resources()
     table: Annotated[str, Field(min_length=1)]
-    """Parquet file, a path or s3://. Every process of the build holds its key and these columns in memory."""
+    """Parquet file or a folder of them, a path or s3://."""
     key: Literal["pair_id", "url"] = "pair_id"
-    """Column of both; the first of several rows with one key counts."""
+    """Column of both; the first of several rows with one key counts. A table of pair_ids in their order, as
+    `python -m hiclip.evaluate` writes it, is read only where it is wanted; one of urls every process holds whole."""
     adds: Annotated[dict[str, Type], Field(min_length=1)]
     """Columns to take and their types: `{object_tags: string, caption_summary: string}`."""
     sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
@@ -40,34 +45,35 @@ class JoinedColumnsAnnotation(Settings):
         """The columns that it adds."""
         return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in self.adds.items()])
 
+    def deciding(self) -> dict[str, Any]:
+        """What its columns depend on."""
+        return self.model_dump(mode="json", exclude={"resources"})
+
     def ready(self) -> JoinedColumnsAnnotation:
         """Looks into the table, so that a fault in it is said before anything is fetched."""
         path = absolute(self.table)
         if self.sha256 is not None and (found := folder(path).sha256()) != self.sha256:
             raise DatasetError(f"{path}: expected the file with sha256 {self.sha256[:16]}..., found {found[:16]}...")
-        _read(path, self.key, tuple(self.adds.items()))
+        check_table(path, self._wanted)
         return self.model_copy(update={"table": path})
 
     def annotate(self, pairs: pa.Table) -> pa.Table:
         """Looks every pair's key up. DatasetError if the table is not there or is not what the job says."""
-        table = _read(self.table, self.key, tuple(self.adds.items()))
-        places = pc.index_in(pairs[self.key].combine_chunks(), table[self.key].combine_chunks())
-        found = table.drop_columns([self.key]).take(places)
+        keys = pairs[self.key].combine_chunks()
+        table = (
+            rows_of_keys(self.table, keys, self._wanted) if self.key == "pair_id" else _whole(self.table, self._wanted)
+        )
+        found = table.drop_columns([self.key]).take(pc.index_in(keys, table[self.key].combine_chunks()))
         for field in self.columns:
             pairs = pairs.append_column(field, found[field.name])
         return pairs
 
+    @property
+    def _wanted(self) -> pa.Schema:
+        return pa.schema([pa.field(self.key, pa.string()), *self.columns])
+
 
 @lru_cache(maxsize=4)
-def _read(path: str, key: str, adds: tuple[tuple[str, Type], ...]) -> pa.Table:
-    """Key and columns of the table, in the job's types; read once a process."""
-    wanted = pa.schema([pa.field(key, pa.string()), *(pa.field(name, _TYPES[kind]) for name, kind in adds)])
-    try:
-        with folder(path).open("") as file:
-            found = pq.read_schema(file)
-            missing = [one for one in wanted.names if one not in found.names]
-            if missing:
-                raise DatasetError(f"{path}: expected a column {missing[0]}, found {', '.join(found.names)}")
-            return pq.read_table(file, columns=wanted.names).cast(wanted).combine_chunks()
-    except pa.ArrowInvalid as error:
-        raise DatasetError(f"{path}: expected a parquet table with {wanted.names}: {error}") from None
+def _whole(table: str, wanted: pa.Schema) -> pa.Table:
+    """Key and columns of the whole table, once a process."""
+    return all_rows(table, wanted)

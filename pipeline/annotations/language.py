@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.annotations.resources import Resources
 from pipeline.jobfile import Settings
 
 _GUESSES = 8  # a wanted language that is not among the likeliest eight has no say
@@ -19,6 +20,9 @@ class LanguageAnnotation(Settings):
     """
 
     name: Literal["language"] = "language"
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("caption",)
+    resources: Resources = Resources()
     wanted: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
     """The languages that the dataset is for, ISO 639-1."""
 
@@ -27,6 +31,10 @@ class LanguageAnnotation(Settings):
         """The columns that it adds."""
         scores = [pa.field(name, pa.float32()) for name in ("language_score", "wanted_language_score")]
         return pa.schema([pa.field("language", pa.string()), *scores])
+
+    def deciding(self) -> dict[str, Any]:
+        """What its columns depend on."""
+        return self.model_dump(mode="json", exclude={"resources"})
 
     def ready(self) -> LanguageAnnotation:
         """Itself: it needs nothing."""

@@ -7,21 +7,16 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.jobfile import Number, Settings
-from pipeline.rules import first_reason
+from pipeline.jobfile import Number
+from pipeline.rules import FilterSettings, first_reason
 
 
-class CaptionLetters(Settings):
+class CaptionLetters(FilterSettings):
     """A least share of letters."""
 
     name: Literal["caption_letters"] = "caption_letters"
     min_share: Number = 0.6
     """Letters of any script and their marks, divided by all characters that are not blanks, 0..1."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No annotation."""
-        return ()
 
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """Counts with Unicode's own classes, so that Greek or Hindi is as much text as English."""

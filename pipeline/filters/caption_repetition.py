@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.jobfile import Number, Settings
-from pipeline.rules import first_reason, word_counts
+from pipeline.jobfile import Number
+from pipeline.rules import FilterSettings, first_reason, word_counts
 
 
-class CaptionRepetition(Settings):
-    """A greatest share of words that were said before in the same caption."""
+class CaptionRepetition(FilterSettings):
+    """A greatest share of words that were said before in the same caption. CC12M asks for 0.2."""
 
     name: Literal["caption_repetition"] = "caption_repetition"
     max_share: Number = 0.5
@@ -21,15 +21,12 @@ class CaptionRepetition(Settings):
     min_words: Annotated[int, Field(ge=2)] = 4
     """Shorter captions are never refused: "walkie talkie walkie" is a name."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No annotation."""
-        return ()
-
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """Counts distinct words a caption in one pass over all words of the table."""
         words = word_counts(pairs["caption"])
-        share = pc.subtract(1.0, pc.divide(_distinct_words(pairs["caption"]), pc.max_element_wise(words, 1)))
+        # The repeated words are counted before they are divided: 3 / 10 is 0.3, and 1 - 7 / 10 is a little more.
+        repeated = pc.subtract(words.cast(pa.float64()), _distinct_words(pairs["caption"]))
+        share = pc.divide(repeated, pc.max_element_wise(words, 1).cast(pa.float64()))
         return first_reason(
             (pc.and_(pc.greater(share, self.max_share), pc.greater_equal(words, self.min_words)), "repeated_words")
         )

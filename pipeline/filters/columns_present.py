@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.jobfile import Settings
-from pipeline.rules import first_reason
+from pipeline.rules import FilterSettings, first_reason
 
 
-class ColumnsPresent(Settings):
+class ColumnsPresent(FilterSettings):
     """Annotation columns that must be neither null nor empty."""
 
     name: Literal["columns_present"] = "columns_present"

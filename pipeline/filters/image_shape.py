@@ -8,26 +8,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.jobfile import Number, Settings
-from pipeline.rules import first_reason
+from pipeline.jobfile import Number
+from pipeline.rules import FilterSettings, first_reason
 
 
-class ImageShape(Settings):
+class ImageShape(FilterSettings):
     """A greatest ratio of longer to shorter side. CC3M asks for 2, CC12M for 2.5, DataComp and COYO for 3."""
 
     name: Literal["image_shape"] = "image_shape"
     max_aspect: Annotated[Number, Field(ge=1)] = 3.0
     """Longer side over shorter side, at most."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No annotation."""
-        return ()
-
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """`too_wide` or `too_tall`, by the size before resizing."""
-        aspect = pc.divide(pairs["original_width"].cast(pa.float64()), pairs["original_height"].cast(pa.float64()))
+        width, height = (pairs[name].cast(pa.float64()) for name in ("original_width", "original_height"))
+        # Longer over shorter both times: at 220 x 100 and 100 x 220 that is the same number, 2.2, and 1 / 2.2 is not.
         return first_reason(
-            (pc.greater(aspect, self.max_aspect), "too_wide"),
-            (pc.less(aspect, 1 / self.max_aspect), "too_tall"),
+            (pc.greater(pc.divide(width, height), self.max_aspect), "too_wide"),
+            (pc.greater(pc.divide(height, width), self.max_aspect), "too_tall"),
         )

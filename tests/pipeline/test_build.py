@@ -82,6 +82,7 @@ def job(folder: Path, rows: list[dict[str, Any]], **more: Any) -> BuildJob:
         "filters": [{"caption_length": {"max_words": 100}}, "caption_letters", "caption_repetition", "language",
                     {"image_size": {"min_px": 24}}, {"image_shape": {"max_aspect": 4}}],
         "shards": {"pairs_per_shard": 40, "rows_per_group": 8},
+        "tasks": {"rows": 200},
     }  # fmt: skip
     return make_job(content | more, BuildJob, "test")
 
@@ -105,7 +106,7 @@ def result_of(one: BuildJob) -> dict[str, Any]:
 
 
 def ledger_of(one: BuildJob) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(Path(one.out) / "ledger").to_pylist()
+    found: list[dict[str, Any]] = pq.read_table(Path(one.out) / "ledger").sort_by("row").to_pylist()
     return found
 
 
@@ -117,6 +118,7 @@ def is_taken_for_foreign(caption: str | None) -> bool:
 def test_every_row_ends_in_one_place_and_the_counts_add_up(built: BuildJob, rows: list[dict[str, Any]]) -> None:
     result, ledger = result_of(built), ledger_of(built)
     assert [row["row"] for row in ledger] == list(range(len(rows)))
+    assert not (Path(built.out) / "work").exists()
     assert [row["url"] for row in ledger] == [(row["url"] or "").strip() for row in rows]
     refused = sum(count for reasons in result["refused"].values() for count in reasons.values())
     assert result["listed"] == len(rows) == result["kept"] + refused
@@ -209,10 +211,10 @@ def test_an_unfinished_build_goes_on_from_its_snapshot(built: BuildJob, tmp_path
     shutil.copytree(built.out, out)
     (out / MANIFEST).unlink()
     (out / "shards" / "99999.parquet").write_bytes(b"of a longer dataset")
-    snapshot = {path.name: path.stat().st_mtime_ns for path in (out / "snapshot").iterdir()}
+    snapshot = {path: path.stat().st_mtime_ns for path in (out / "snapshot").rglob("*")}
     again = built.model_copy(update={"out": str(out)})
     build(again)
-    assert {path.name: path.stat().st_mtime_ns for path in (out / "snapshot").iterdir()} == snapshot
+    assert {path: path.stat().st_mtime_ns for path in (out / "snapshot").rglob("*")} == snapshot
     assert result_of(again)["fingerprint"] == result_of(built)["fingerprint"]
     assert len(list((out / "shards").iterdir())) == result_of(built)["shards"]
 
@@ -278,6 +280,7 @@ def test_one_cpu_another_order_and_s3_give_the_same_dataset(
     one = job(tmp_path, shuffled, out="s3://pairs/small", ray={"num_cpus": 1})
     content = one.model_dump(mode="json")
     content["download"] |= {"rows_per_task": 70, "connections": 5, "cpus_per_task": 0.5}
+    content["tasks"] |= {"rows": 10_000}
     (tmp_path / "job.yaml").write_text(json.dumps(content))  # JSON is YAML
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.build", str(tmp_path / "job.yaml")],

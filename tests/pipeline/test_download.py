@@ -41,6 +41,7 @@ from pipeline.snapshot import (
     SNAPSHOT_SCHEMA,
     commit_shard,
     finished_shard,
+    has_record,
     read_snapshot_shard,
     snapshot_hash,
     write_snapshot_shard,
@@ -615,8 +616,10 @@ def test_a_download_goes_on_where_it_was_ended(tmp_path: Path) -> None:
         faster = settings.model_copy(update={"connections": 3, "tasks_in_flight": 1})
         download(rows(10), faster, routes, place, advance)
         assert sum(web.asked.values()) == 4, "pace decides nothing"
+        place.write_text("annotations/look-1/000001.parquet", "of the larger pictures")
         download(rows(10), settings.model_copy(update={"image_px": 32}), routes, place, advance)
         assert sum(web.asked.values()) == 14, "another size is another snapshot"
+        assert not place.names("annotations/"), "what was said of other pictures is not said of these"
     names = [name for shard in second for name in read_snapshot_shard(place, shard.number)["pair_id"].to_pylist()]
     assert names == rows(10)["pair_id"].to_pylist()
 
@@ -626,12 +629,13 @@ def test_a_shard_counts_only_with_its_record(tmp_path: Path) -> None:
     empty = {name: [None] * 3 for name in SNAPSHOT_SCHEMA.names}
     table = pa.table(empty | {name: rows(3)[name] for name in rows(3).column_names}, schema=SNAPSHOT_SCHEMA)
     shard = write_snapshot_shard(place, 7, table, 0, "wanted")
-    assert finished_shard(place, set(place.names()), 7, "wanted") is None, "its worker may have outlived its driver"
+    assert not has_record(set(place.names()), 7), "its worker may have outlived its driver"
     commit_shard(place, shard)
-    assert finished_shard(place, set(place.names()), 7, "wanted") == shard
-    assert finished_shard(place, set(place.names()), 7, "something else") is None
+    assert has_record(set(place.names()), 7)
+    assert finished_shard(place, 7, "wanted") == shard
+    assert finished_shard(place, 7, "something else") is None
     place.write_text("000007.json", "{}")
-    assert finished_shard(place, set(place.names()), 7, "wanted") is None
+    assert finished_shard(place, 7, "wanted") is None
 
 
 @pytest.mark.usefixtures("ray_session")

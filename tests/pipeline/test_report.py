@@ -10,15 +10,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 from small_dataset import small_dataset
+from small_pool import small_pool
 
-from pipeline.duplicates import look
-from pipeline.funnel import make_funnel, make_ledger
+from pipeline.facts import facts_of, total_facts
+from pipeline.funnel import make_funnel, make_ledger, tally
+from pipeline.pool import REFUSED
 from pipeline.report import write_report
-from pipeline.snapshot import SNAPSHOT_SCHEMA, write_snapshot_shard
-from pipeline.stages import JUDGED
 from pipeline.storage import Folder
 from pipeline.url_lists import LISTED
 
@@ -35,30 +36,36 @@ def picture(number: int) -> bytes:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    listed, fetched, judged = [], [], []
+    rows = []
     for number in range(12):
         step, reason = ENDS[number % 4] or (None, None)
-        name, caption = f"{number:016x}", HOSTILE if number < 8 else f"caption {number}"
-        url = f"http://a.example/{number}?<b>"
-        detail = f"of {0:016x}" if step == "duplicates" else "Not <Found>" if step == "download" else None
-        listed.append({"row": number, "pair_id": name, "url": url, "caption": caption, "source": "<i>s</i>"})
         image = None if step == "download" else picture(number)
-        size = dict.fromkeys(
-            ("width", "height", "original_width", "original_height"), None if image is None else 60 + number
-        )
-        fetched.append({"pair_id": name, "url": url, "caption": caption, "source": "s", "image": image, **size})
-        number_of_bits, thumbnail = look(image) if image else (None, None)
-        judged.append(
-            {"pair_id": name, "caption": caption, "source": "<i>s</i>", "shard": 0, "place": number, **size,
-             "step": step, "reason": reason, "detail": detail, "hash": number_of_bits, "thumbnail": thumbnail}
+        side = None if image is None else 60 + number
+        rows.append(
+            {"pair_id": f"{number:016x}", "caption": HOSTILE if number < 8 else f"caption {number}",
+             "source": "<i>s</i>",
+             "url": f"http://a.example/{number}?<b>", "image": image, "original_width": side, "original_height": side,
+             "width": side, "height": side, "step": step, "reason": reason, "language": "en", "language_score": 0.9}
         )  # fmt: skip
-    columns = pa.schema([*JUDGED, pa.field("language", pa.string()), pa.field("language_score", pa.float32())])
-    table = pa.Table.from_pylist([one | {"language": "en", "language_score": 0.9} for one in judged], schema=columns)
-    write_snapshot_shard(Folder(str(folder)), 0, pa.Table.from_pylist(fetched, schema=SNAPSHOT_SCHEMA), 0, "")
-    ledger = make_ledger(pa.Table.from_pylist(listed, schema=LISTED), table)
-    funnel = make_funnel(ledger, ["list", "download", "caption_length", "duplicates"])
+    columns = pa.schema([pa.field("language", pa.string()), pa.field("language_score", pa.float32())])
+    before = [row | {"step": None} if row["step"] == "duplicates" else row for row in rows]
+    pool = small_pool(folder, before, columns)
+    repeated = [
+        {"row": number, "reason": row["reason"], "detail": f"of {0:016x}", "of": 0}
+        for number, row in enumerate(rows) if row["step"] == "duplicates"
+    ]  # fmt: skip
+    pool.refused("duplicates.near", 0, pa.Table.from_pylist(repeated, schema=REFUSED))
+    pool = pool.after("duplicates.near", 1)
+    facts = total_facts(facts_of(pool, span)[0] for span in range(pool.spans))
+    listed = [{"row": number} | {name: row[name] for name in LISTED.names[1:5]} for number, row in enumerate(rows)]
+    ledger = make_ledger(pa.Table.from_pylist(listed, schema=LISTED), pool.verdicts(0, 12))
+    ledger = ledger.set_column(
+        ledger.schema.get_field_index("detail"), "detail",
+        pc.if_else(pc.equal(ledger["step"], "download"), "Not <Found>", ledger["detail"]),
+    )  # fmt: skip
+    funnel = make_funnel(tally(ledger), ["list", "download", "caption_length", "duplicates"])
     manifest = small_dataset(folder / "dataset").model_copy(update={"funnel": funnel, "pairs": 3, "name": "tiny & <b>"})
-    write_report(Folder(str(folder)), "report.html", manifest, table, Folder(str(folder)))
+    write_report(Folder(str(folder)), "report.html", manifest, facts, pool)
     return folder / "report.html"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
@@ -11,6 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Folder, StorageError, absolute, folder
@@ -175,3 +179,37 @@ def test_s3_without_credentials_is_one_clear_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"s3://nobody/x: cannot be looked at: Unable to locate credentials"):
         folder("s3://nobody").exists("x")
+
+
+def test_only_what_is_read_travels_from_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    travelled = 0
+    fetch = s3fs.S3File._fetch_range
+
+    def counted(file: object, start: int, end: int) -> bytes:
+        nonlocal travelled
+        travelled += end - start
+        return bytes(fetch(file, start, end))
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counted)
+    chance = np.random.default_rng(0)
+    table = pa.table(
+        {"name": [f"{row:016x}" for row in range(200)], "image": [chance.bytes(20_000) for _ in range(200)]}
+    )
+    content = io.BytesIO()
+    pq.write_table(table, content, row_group_size=20)
+    place = folder(s3)
+    place.write_bytes("pairs.parquet", content.getvalue())
+    with place.open("pairs.parquet") as file:
+        assert pq.ParquetFile(file).read_row_group(3).num_rows == 20
+    assert 20 * 20_000 < travelled < 1.3 * 20 * 20_000, "a row group and the footer"
+    travelled = 0
+    with place.open("pairs.parquet") as file:
+        assert pq.read_table(file, columns=["name"], use_threads=False) == table.select(["name"])
+    assert travelled < 100_000
+    place.write_bytes("lines.txt", b"a line\n" * 100_000)
+    travelled = 0
+    with place.open("lines.txt", to_the_end=True) as file:
+        assert sum(1 for _ in file) == 100_000
+    assert travelled == 700_000

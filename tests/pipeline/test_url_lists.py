@@ -19,9 +19,16 @@ from pipeline.captions import clean_caption
 from pipeline.list_files import LAYOUTS, Columns, UrlList, count_rows
 from pipeline.manifest import DatasetError
 from pipeline.pair import pair_id
-from pipeline.url_lists import LISTED, fetchable, read_lists
+from pipeline.url_lists import LISTED, check_lists, fetchable, in_order, listed_rows
 
 ROWS = [("http://a.example/1.jpg", 'a "quoted" dog'), ("https://b.example/2.png?x=1", "café, au lait")]
+
+
+def read_lists(lists: list[UrlList]) -> pa.Table:
+    """All rows in order, in one process."""
+    check_lists(lists)
+    parts = [LISTED.empty_table(), *(part for one in lists for part in listed_rows(one))]
+    return in_order(pa.concat_tables(parts))
 
 
 def listed(one: UrlList) -> list[tuple[str, str]]:
@@ -139,7 +146,6 @@ def test_sources_are_the_lists_or_a_column(tmp_path: Path) -> None:
     [
         ("a.csv", "link,caption\nx,y\n", "Column 'url' in include_columns does not exist"),
         ("a.csv", "", "Empty CSV file"),
-        ("a.csv", "url,caption\n", "expected rows, found none"),
         ("a.jsonl", '{"link": 1}\n', "no line is an object with the keys url, caption"),
         ("a.parquet", "url,caption\nx,y\n", "cannot be read as a URL list (parquet)"),
         ("a.csv.gz", "url,caption\nx,y\n", "a.csv.gz: cannot be read"),

@@ -1,0 +1,143 @@
+"""Steps that need all pairs, on Ray, without all pairs in one memory: three ways for rows to be judged together.
+
+`each` judges a span by itself, `meet` brings rows with a common key into one task, and `nearest` finds rows that are
+alike and refuses all but the best, exactly as one process would that goes through all rows from the best to the worst.
+What a step is given are pure functions over Arrow tables; the result does not depend on how many tasks there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+
+from pipeline.exchange import read_bucket, write_buckets
+from pipeline.nearness import Alike, Among, best_alike, refuse_the_alike, row_of
+from pipeline.pool import REFUSED, Pool
+from pipeline.progress import Advance, progress
+from pipeline.task_window import RETRIES, in_turn, in_window
+
+Spread = Callable[[pa.Table], pa.Table]
+"""From rows of the pool to rows with a column `key` (uint64, a hash): several for a row, or none."""
+Decide = Callable[[pa.Table], pa.Table]
+"""From rows to those of them that are refused, as REFUSED."""
+
+_REFUSED_A_FILE = 1_000_000
+
+
+def over_spans(pool: Pool, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> Iterator[Any]:
+    """`function` of the rows that are left in every span (`row` and `columns`), in the order of spans."""
+    return in_turn(_span_task, ((pool, span, tuple(columns), function) for span in range(pool.spans)))
+
+
+def _span_task(pool: Pool, span: int, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> tuple[int, Any]:
+    return span, function(pool.left(span, columns))
+
+
+def each(pool: Pool, step: str, columns: Sequence[str], decide: Decide) -> Pool:
+    """The pool without the rows that `decide` refuses, which looks at a span (`row` and `columns`) at a time."""
+    pool.work.remove(f"refused/{step}")
+    with progress(step, pool.spans, "spans") as advance:
+        _run(_each_task, ((pool, step, span, tuple(columns), decide) for span in range(pool.spans)), advance)
+    return pool.after(step, pool.spans)
+
+
+def _run(function: Callable[..., None], arguments: Iterable[tuple[Any, ...]], done: Advance) -> None:
+    task = ray.remote(max_retries=RETRIES)(function)
+    for _ in in_window(partial(task.remote, *one) for one in arguments):
+        done(1)
+
+
+def _each_task(pool: Pool, step: str, span: int, columns: Sequence[str], decide: Decide) -> None:
+    pool.refused(step, span, decide(pool.left(span, columns)))
+
+
+def meet(pool: Pool, step: str, columns: Sequence[str], spread: Spread, decide: Decide) -> Pool:
+    """The pool without the rows that `decide` refuses, which is given all rows with one key, of many keys at a time.
+
+    `spread` is given `row` and `columns` of a span and says what travels.
+    """
+    pool.work.remove(f"refused/{step}")
+    buckets = _buckets(pool)
+    with progress(step, pool.spans + buckets, "tasks") as advance:
+        _spread(pool, step, columns, spread, buckets, advance)
+        _run(_meet_task, ((pool, step, bucket, decide) for bucket in range(buckets)), advance)
+    pool.work.remove(f"met/{step}")
+    return pool.after(step, buckets)
+
+
+def _meet_task(pool: Pool, step: str, bucket: int, decide: Decide) -> None:
+    pool.refused(step, bucket, decide(_met(pool, step, bucket)))
+
+
+def _buckets(pool: Pool, keys_a_row: int = 1) -> int:
+    """So many that a bucket holds the rows of two spans: with more keys than rows, or uneven ones, it must fit too."""
+    return -(-pool.rows * keys_a_row // (2 * pool.rows_per_span))
+
+
+def _spread(pool: Pool, step: str, columns: Sequence[str], spread: Spread, buckets: int, done: Advance) -> None:
+    """Every span's rows into the exchange `met/STEP`."""
+    pool.work.remove(f"met/{step}")
+    _run(_spread_task, ((pool, step, span, tuple(columns), spread, buckets) for span in range(pool.spans)), done)
+
+
+def _spread_task(pool: Pool, step: str, span: int, columns: Sequence[str], spread: Spread, buckets: int) -> None:
+    rows = spread(pool.left(span, columns))
+    bucket = (np.asarray(rows["key"], np.uint64) % np.uint64(buckets)).astype(np.int64)
+    write_buckets(pool.work.child(f"met/{step}"), span, rows, bucket, buckets)
+
+
+def _met(pool: Pool, step: str, bucket: int) -> pa.Table:
+    return read_bucket(pool.work.child(f"met/{step}"), range(pool.spans), bucket).combine_chunks()
+
+
+def nearest(
+    pool: Pool, step: str, reason: str, columns: Sequence[str], spread: Spread, keys_a_row: int, alike: Alike
+) -> Pool:
+    """The pool without the rows that are alike to a better one which stays; the detail names that one.
+
+    `spread` gives, for about `keys_a_row` keys of every row, `key`, `rank` (see `nearness.ranks`), `pair` (its name as
+    a number), `same` (a hash of all that `alike` looks at) and what `alike` needs; rows that are alike share a key.
+    The driver holds 32 bytes for every row that is alike to a better one, and nothing of the others.
+    """
+    pool.work.remove(f"refused/{step}")
+    buckets = _buckets(pool, keys_a_row)
+    with progress(step, pool.spans + buckets, "tasks") as advance:
+        _spread(pool, step, columns, spread, buckets, advance)
+        refused = refuse_the_alike(lambda among: _best(pool, step, buckets, alike, among, advance))
+    pool.work.remove(f"met/{step}")
+    files = range(0, max(len(refused), 1), _REFUSED_A_FILE)
+    for number, start in enumerate(files):
+        pool.refused(step, number, _as_refused(refused[start : start + _REFUSED_A_FILE], reason))
+    return pool.after(step, len(files))
+
+
+def _best(
+    pool: Pool, step: str, buckets: int, alike: Alike, among: Among | None, done: Advance
+) -> npt.NDArray[np.void]:
+    task = ray.remote(max_retries=RETRIES)(_best_task)
+    shared, found = ray.put(among), []
+    for edges in in_window(partial(task.remote, pool, step, bucket, alike, shared) for bucket in range(buckets)):
+        found.append(edges)
+        if among is None:  # how many more rounds there will be nobody knows
+            done(1)
+    return np.concatenate(found)
+
+
+def _best_task(pool: Pool, step: str, bucket: int, alike: Alike, among: Among | None) -> npt.NDArray[np.void]:
+    return best_alike(_met(pool, step, bucket), alike, among)
+
+
+def _as_refused(edges: npt.NDArray[np.void], reason: str) -> pa.Table:
+    columns = {
+        "row": row_of(edges["rank"]),
+        "reason": pa.repeat(pa.scalar(reason), len(edges)),
+        "detail": pa.array([f"of {number:016x}" for number in edges["pair"].tolist()], pa.string()),
+        "of": row_of(edges["best"]),
+    }
+    return pa.table(columns, schema=REFUSED)
