@@ -11,7 +11,6 @@ import contextlib
 import email.utils
 import fnmatch
 import http.client
-import io
 import ipaddress
 import socket
 import ssl
@@ -106,17 +105,18 @@ class Body:
         announced = self._response.length
         if announced is not None and announced > self._max_bytes:
             raise Refusal("too_large_bytes", f"{announced} bytes announced")
-        content = io.BytesIO()  # gives its bytes away without a copy
+        blocks, size = [], 0
         with _classed():
             while block := self._response.read1(_BLOCK_BYTES):
-                if content.tell() + len(block) > self._max_bytes:
+                size += len(block)
+                if size > self._max_bytes:
                     raise Refusal("too_large_bytes", f"more than {self._max_bytes} bytes")
-                content.write(block)
-        if announced is not None and content.tell() < announced:
-            raise Refusal("truncated", f"{content.tell()} of {announced} bytes")
-        if not content.tell():
+                blocks.append(block)
+        if announced is not None and size < announced:
+            raise Refusal("truncated", f"{size} of {announced} bytes")
+        if not size:
             raise Refusal("empty_body")
-        return content.getvalue()
+        return b"".join(blocks)
 
 
 class GuardedOpener:

@@ -97,6 +97,7 @@ class _Queue:
         self.due: dict[str, deque[int]] = {}
         """Numbers of rows by host, the hosts in the order in which their rows became due."""
         self._later: list[tuple[float, int, str]] = []
+        self._quiets: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self.due or self._later)
@@ -107,10 +108,12 @@ class _Queue:
     def add_later(self, number: int, host: str, due_s: float) -> None:
         heapq.heappush(self._later, (due_s, number, host))
 
-    def quiet(self, host: str, until_s: float) -> None:
-        """The host has asked to be left alone: its other rows wait too."""
-        for number in self.due.pop(host, ()):
-            self.add_later(number, host, until_s)
+    def quiet(self, host: str, until_s: float, most: int) -> None:
+        """The host has asked to be left alone: its other rows wait too, at most so often, lest a task never ends."""
+        if host in self.due and self._quiets[host] < most:
+            self._quiets[host] += 1
+            for number in self.due.pop(host):
+                self.add_later(number, host, until_s)
 
     def advance(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
@@ -133,7 +136,7 @@ class _Queue:
         room = 2 * connections
         for host in [*opened, *(host for host in self.due if host not in opened)]:
             wants[host] = min(opened[host] + len(self.due.get(host, ())), connections, max(room, 1))
-            room -= wants[host] if leases.granted.get(host, 1) else 0
+            room -= min(wants[host], leases.granted.get(host, leases.slots.limit))
             if room <= 0:
                 break
         return wants
@@ -176,7 +179,7 @@ def _fetched(queue: _Queue, urls: Sequence[str], settings: DownloadSettings, lea
                 now = time.monotonic()
                 queue.add_later(number, host, now + pause_s)
                 if refusal.retry_after_s:
-                    queue.quiet(host, now + min(refusal.retry_after_s, settings.max_pause_s))
+                    queue.quiet(host, now + min(refusal.retry_after_s, settings.max_pause_s), settings.retries)
             else:
                 fates[number] = _fate(stream, refusal, settings)
             del stream

@@ -486,6 +486,18 @@ def test_a_host_that_asks_for_patience_is_left_alone_and_other_hosts_are_not() -
     assert 0.5 < took < 30, "no pause is longer than max_pause_s"
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_hosts_with_many_rows_do_not_keep_the_others_waiting() -> None:
+    settings = SETTINGS.model_copy(update={"connections": 4, "connections_per_host": 1})
+    with small_web({f"/{number}": reply(picture()) for number in range(40)}) as web:
+        web.answers["/other"] = reply(picture())
+        urls = [f"http://{'ab'[number % 2]}.example/{number}" for number in range(40)]
+        fates([*urls, *(f"http://{number}.example/other" for number in range(8))], web.port, settings)
+        order = [request.split()[1] for request in web.requests]
+    assert len(order) == 48
+    assert max(place for place, path in enumerate(order) if path == "/other") < 40
+
+
 class Crowd:
     """Counts how many connections are served at a time."""
 
