@@ -501,14 +501,17 @@ def test_hosts_with_many_rows_do_not_keep_the_others_waiting() -> None:
 class Crowd:
     """Counts how many connections are served at a time."""
 
-    def __init__(self, body: bytes, each_s: float) -> None:
+    def __init__(self, body: bytes, each_s: float, begins: threading.Event | None = None) -> None:
         self._answer, self._each_s, self._lock = reply(body), each_s, threading.Lock()
+        self._begins = begins
         self.now = self.most = 0
 
     def __call__(self, connection: socket.socket, before: int) -> None:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
+        if self._begins is not None:
+            self._begins.wait(20)
         time.sleep(self._each_s)
         with self._lock:
             self.now -= 1
@@ -517,13 +520,21 @@ class Crowd:
 
 @pytest.mark.usefixtures("ray_session")
 def test_all_tasks_together_open_no_more_connections_to_a_host_than_the_limit() -> None:
-    crowded, alone, free = (Crowd(picture(), 0.05) for _ in range(3))
+    both = threading.Event()
+    crowded, alone, free = Crowd(picture(), 0.05, both), Crowd(picture(), 0.05), Crowd(picture(), 0.05)
+    patient = SETTINGS.model_copy(update={"timeout_s": 30})
+
+    def begin(connection: socket.socket, before: int) -> None:
+        if before == 1:
+            both.set()  # the second task is here
+        reply(picture())(connection, before)
+
     slots = shared_slots(3)
-    with small_web({f"/{number}": crowded for number in range(24)} | {"/free": free}) as web:
+    with small_web({f"/{number}": crowded for number in range(24)} | {"/free": free, "/begin": begin}) as web:
         urls = [f"http://a.example/{number}" for number in range(24)]
-        others = [f"http://{number}.example/free" for number in range(8)]
-        tasks = [started([*urls[half::2], *others], web.port, SETTINGS, slots) for half in (0, 1)]
-        assert [fate.reason for found in ray.get(tasks) for fate in found] == [None] * 40
+        others = [f"http://{number}.example/free" for number in range(8)] + ["http://begin.example/begin"]
+        tasks = [started([*urls[half::2], *others], web.port, patient, slots) for half in (0, 1)]
+        assert [fate.reason for found in ray.get(tasks) for fate in found] == [None] * 42
         web.answers = {f"/{number}": alone for number in range(24)}
         fates(urls, web.port, SETTINGS.model_copy(update={"connections_per_host": 2}))
     assert crowded.most in (2, 3), "of two tasks with eight connections each"
