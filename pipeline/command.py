@@ -8,7 +8,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NoReturn, TypeVar
 
 from rich.console import Console, RenderableType
 
@@ -16,6 +18,7 @@ from pipeline.job_keys import first_sentence, job_keys
 from pipeline.jobfile import EndedEarlyError, InputError, Job, read_job
 
 J = TypeVar("J", bound=Job)
+V = TypeVar("V")
 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 """Standard output of the commands; lines are not broken where nobody looks at a terminal."""
@@ -33,12 +36,35 @@ _QUIET = {
 }
 
 
+@dataclass(frozen=True)
+class WithValue(Generic[J, V]):
+    """What a command does with a job and a value, which stands behind the option: `--explain PAIR_ID`."""
+
+    value: str
+    """Its name in the help."""
+    read: Callable[[str], V]
+    """The value from its text; InputError or ValueError, which say what was expected, where it is none."""
+    run: Callable[[J, V], str | None]
+
+    def bound(self, text: str) -> Callable[[J], str | None]:
+        """What is left to do with a job."""
+        try:
+            value = self.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return lambda job: self.run(job, value)
+
+
+Instead = Callable[[J], str | None] | WithValue[J, str] | WithValue[J, int]
+"""Returns the path of its result.json, None where what it has to say was printed."""
+
+
 def run_command(
     kind: type[J],
     plan: Callable[[J], RenderableType],
     run: Callable[[J], str],
     argv: Sequence[str] | None = None,
-    instead: Mapping[str, Callable[[J], str]] | None = None,
+    instead: Mapping[str, Instead[J]] | None = None,
 ) -> NoReturn:
     """Runs one command of the job type `kind` and ends the process.
 
@@ -54,9 +80,11 @@ def run_command(
     parser.add_argument("--keys", nargs="?", const="", metavar="PATH", action=_keys_action(kind), help=_KEYS_HELP)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its bill, then stop")
     for name, other in (instead or {}).items():
-        parser.add_argument(
-            f"--{name}", dest="run", action="store_const", const=other, help=first_sentence(other.__doc__)
-        )
+        option = partial(parser.add_argument, f"--{name}", dest="run")
+        if isinstance(other, WithValue):
+            option(metavar=other.value, type=other.bound, help=first_sentence(other.run.__doc__))
+        else:
+            option(action="store_const", const=other, help=first_sentence(other.__doc__))
     parser.set_defaults(run=run)
     # intermixed: `JOB.yaml --dry-run model.width=128` and any other order mean the same
     given = parser.parse_intermixed_args(argv)
@@ -69,7 +97,8 @@ def run_command(
         else:
             result = given.run(job)
             sys.stdout.flush()
-            print(f"result: {result}", flush=True)
+            if result is not None:
+                print(f"result: {result}", flush=True)
     except (InputError, EndedEarlyError) as error:
         sys.stdout.flush()
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)

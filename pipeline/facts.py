@@ -20,6 +20,8 @@ REFUSED_SHOWN = 8
 SHOWN = ("pair_id", "caption", "source", "original_width", "original_height", "width")
 """Columns of a row that is shown, beside those of the language where they are there, and its verdict."""
 LANGUAGE = ("language", "language_score")
+_UNSAFE = "unsafe_score"
+"""0 to 1, where an annotation gives it: how likely the picture is not safe for work."""
 
 _WORDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 50)
 _SIDES_PX = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
@@ -33,6 +35,10 @@ class Facts:
     sides: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    rated: int = 0
+    """Pairs with an `unsafe_score`."""
+    unsafe: int = 0
+    """Of those, with one of 0.5 or more."""
     kept: list[pa.Table] = field(default_factory=list)
     refused: dict[tuple[str, str], list[pa.Table]] = field(default_factory=dict)
     """(step, reason) -> rows that have a picture."""
@@ -41,6 +47,7 @@ class Facts:
         """Adds the facts of rows that come after these."""
         for name in ("words", "sides", "sources", "languages"):
             getattr(self, name).update(getattr(other, name))
+        self.rated, self.unsafe = self.rated + other.rated, self.unsafe + other.unsafe
         self.kept = _first([*self.kept, *other.kept], KEPT_SHOWN)
         for end, rows in other.refused.items():
             self.refused[end] = _first([*self.refused.get(end, ()), *rows], REFUSED_SHOWN)
@@ -49,8 +56,9 @@ class Facts:
 
 def facts_of(pool: Pool, span: int) -> tuple[Facts, np.ndarray]:
     """The facts of a span, and (pairs,) the rows of it that stay."""
-    language = [name for name in LANGUAGE if any(name in place.columns.names for place in pool.annotations)]
-    rows = pool.judged(span, [*SHOWN, *language])
+    there = {name for place in pool.annotations for name in place.columns.names}
+    language = [name for name in LANGUAGE if name in there]
+    rows = pool.judged(span, [*SHOWN, *language, *({_UNSAFE} & there)])
     kept = rows.filter(pc.is_null(rows["step"])).combine_chunks()
     shorter = pc.min_element_wise(kept["original_width"], kept["original_height"])
     found = Facts(
@@ -60,6 +68,9 @@ def facts_of(pool: Pool, span: int) -> tuple[Facts, np.ndarray]:
         languages=_counted(kept["language"]) if "language" in language else Counter(),
         kept=[kept.slice(0, KEPT_SHOWN)],
     )
+    if _UNSAFE in there:
+        scores = kept[_UNSAFE].drop_null()
+        found.rated, found.unsafe = len(scores), pc.sum(pc.greater_equal(scores, 0.5)).as_py() or 0
     fetched = rows.filter(pc.and_(pc.is_valid(rows["step"]), pc.is_valid(rows["width"]))).combine_chunks()
     for end in fetched.group_by(["step", "reason"]).aggregate([]).to_pylist():
         mask = pc.and_(pc.equal(fetched["step"], end["step"]), pc.equal(fetched["reason"], end["reason"]))

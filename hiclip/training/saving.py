@@ -25,9 +25,9 @@ from hiclip.training.checkpoint_writer import CheckpointWriter
 from hiclip.training.engine import Engine
 from hiclip.training.history import StepRow
 from hiclip.training.job_cost import training_flops
-from hiclip.training.mlflow_tracker import recorded_run_id
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import resolved_yaml
+from pipeline.mlflow_tracker import recorded_run_id
 from pipeline.storage import folder
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from loopback_mlflow import LoopbackMlflow
 
-from hiclip.training.mlflow_address import check_reachable, tracking_uri
-from hiclip.training.mlflow_tracker import UNDELIVERED, deliver_rest, open_tracker, recorded_run_id
-from hiclip.training.record_items import End, Point, from_lines
 from pipeline.jobfile import Job, JobError, MlflowSettings, make_job
+from pipeline.mlflow_address import check_reachable, tracking_uri
+from pipeline.mlflow_tracker import UNDELIVERED, deliver_rest, open_tracker, recorded_run_id
+from pipeline.record_items import End, Point, from_lines
 
 
 @pytest.fixture(scope="module")

@@ -294,8 +294,8 @@ def test_the_final_model_is_registered_with_its_parents(dataset: Path, tmp_path:
     from mlflow import MlflowClient
 
     from hiclip.pretrain import _record_end
-    from hiclip.training.mlflow_tracker import open_tracker
     from hiclip.training.run_folder import claim, finish
+    from pipeline.mlflow_tracker import open_tracker
 
     job = small_job(str(tmp_path / "run"), str(dataset))
     claim(job)

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bill import BillSettings, bill_table, make_bill, rows_of
+from pipeline.bill import bill_table, make_bill, rows_of
+from pipeline.bill_settings import BillSettings
+from pipeline.build_job import BuildJob
 from pipeline.captions import clean_caption
 from pipeline.list_files import LAYOUTS, Columns, UrlList, count_rows
 from pipeline.manifest import DatasetError
@@ -183,7 +185,8 @@ def test_the_bill_counts_what_is_here_and_trusts_the_published_number_else(tmp_p
     assert bill.pairs == pytest.approx(bill.pictures / 2)
     assert bill.download_hours == pytest.approx(12_423_374 / 500 / 3600)
     assert bill.storage_gb == pytest.approx(bill.pictures * 1.5 * 10e3 / 1e9)
-    shown = list(bill_table("a", [here, away], BillSettings(cpus=1)).columns[2].cells)
+    job = BuildJob(name="a", out=str(tmp_path), lists=(here, away), bill=BillSettings(cpus=1))
+    shown = list(bill_table(job).columns[2].cells)
     assert sum("counted: " in str(cell) for cell in shown) == 1
     assert sum("as published; the file is not here yet" in str(cell) for cell in shown) == 1
     assert sum("nobody has counted this list" in str(cell) for cell in shown) == 1

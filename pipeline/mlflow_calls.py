@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import tempfile
@@ -16,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiclip.training.mlflow_address import sqlite_file
-from hiclip.training.record_items import Artifact, End, Item, Model, Params, Point, Tag
+from pipeline.mlflow_address import sqlite_file
+from pipeline.record_items import Artifact, Dataset, End, Item, Model, Params, Point, Tag
 from pipeline.storage import Folder
 
 _LONGEST_PARAM = 6000  # characters: MLflow's limit
+_LONGEST_DIGEST = 36  # characters: MLflow's limit
 
 
 @dataclass(frozen=True)
 class Begins:
-    """How a record is begun; see `hiclip.training.mlflow_tracker.open_tracker`."""
+    """How a record is begun; see `pipeline.mlflow_tracker.open_tracker`."""
 
     experiment: str
     run_name: str
@@ -67,6 +69,8 @@ def send(client: Any, run_id: str, batch: list[Item], uri: str, place: Folder) -
             _log_artifact(client, run_id, artifact, place)
         case Model() as model:
             _register(client, run_id, model, uri)
+        case Dataset() as dataset:
+            _log_dataset(client, run_id, dataset)
         case End(status):
             client.set_terminated(run_id, status)
 
@@ -79,6 +83,22 @@ def _log_artifact(client: Any, run_id: str, artifact: Artifact, place: Folder) -
             copy = str(Path(local, artifact.name))
             place.download(artifact.name, copy)
             client.log_artifact(run_id, copy, artifact.folder or None)
+
+
+def _log_dataset(client: Any, run_id: str, dataset: Dataset) -> None:
+    from mlflow import entities
+
+    known = entities.Dataset(
+        name=dataset.name,
+        digest=dataset.fingerprint[:_LONGEST_DIGEST],
+        source_type="s3" if dataset.place.startswith("s3://") else "local",
+        source=json.dumps({"uri": dataset.place}),
+        # The form that MLflow's page can show.
+        schema=json.dumps({"mlflow_colspec": [{"name": name, "type": of} for name, of in dataset.columns.items()]}),
+        profile=json.dumps({"num_rows": dataset.pairs, "fingerprint": dataset.fingerprint}),
+    )
+    tags = [entities.InputTag("mlflow.data.context", dataset.context)]
+    client.log_inputs(run_id, [entities.DatasetInput(known, tags)])
 
 
 def _register(client: Any, run_id: str, model: Model, uri: str) -> None:

@@ -1,4 +1,4 @@
-"""Records a run in MLflow, from a thread of its own (`hiclip.training.mlflow_calls` is the door).
+"""Records a run in MLflow, from a thread of its own (`pipeline.mlflow_calls` is the door).
 
 MLflow takes seconds to import, seconds more to make a new SQLite file, and a server may be slow or away for minutes;
 none of that may hold up a step. So calls only join a queue, and the thread sends what has gathered in batches. While
@@ -21,12 +21,12 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hiclip.training.mlflow_address import ANSWERS_WITHIN_S, check_reachable, reason_of, tracking_uri, without_secrets
-from hiclip.training.mlflow_calls import Begins, begin_record, is_away, send
-from hiclip.training.record_items import Artifact, End, Item, Model, Params, Point, Tag, batches, from_lines, to_lines
-from hiclip.training.tracker import Tracker
 from pipeline.jobfile import JobError, MlflowSettings
+from pipeline.mlflow_address import ANSWERS_WITHIN_S, check_reachable, reason_of, tracking_uri, without_secrets
+from pipeline.mlflow_calls import Begins, begin_record, is_away, send
+from pipeline.record_items import Artifact, Dataset, End, Item, Model, Params, Point, Tag, batches, from_lines, to_lines
 from pipeline.storage import StorageError, folder
+from pipeline.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,12 @@ class MlflowTracker:
     ) -> None:
         """See `Tracker`."""
         self._put(Model(name, checkpoint, dict(files), {key: str(value) for key, value in tags.items()}, description))
+
+    def dataset(
+        self, name: str, fingerprint: str, place: str, columns: Mapping[str, str], pairs: int, context: str
+    ) -> None:
+        """See `Tracker`."""
+        self._put(Dataset(name, fingerprint, place, dict(columns), pairs, context))
 
     def close(self, status: str = "FINISHED") -> None:
         """See `Tracker`."""

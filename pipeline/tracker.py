@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """The record of one run; `hiclip.training.mlflow_tracker` keeps it in MLflow."""
+    """The record of one run; `pipeline.mlflow_tracker` keeps it in MLflow."""
 
     @property
     def run_id(self) -> str | None:
@@ -36,6 +36,15 @@ class Tracker(Protocol):
         """Enters a finished model in the registry as a version of `name`: where its weights are, never the weights.
 
         `files`: small ones, by name, for a record that cannot hold a local path. Once for a run and a checkpoint.
+        """
+        ...
+
+    def dataset(
+        self, name: str, fingerprint: str, place: str, columns: Mapping[str, str], pairs: int, context: str
+    ) -> None:
+        """Enters a dataset as an input of the run: its place, its columns (name to Arrow type) and how many pairs.
+
+        `context` says what it is to the run, in a word.
         """
         ...
 

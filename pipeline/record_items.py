@@ -48,7 +48,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Model:
-    """A finished model for the registry; see `hiclip.training.tracker.Tracker.model`."""
+    """A finished model for the registry; see `pipeline.tracker.Tracker.model`."""
 
     name: str
     checkpoint: str
@@ -58,13 +58,25 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """A dataset that the run is about; see `pipeline.tracker.Tracker.dataset`."""
+
+    name: str
+    fingerprint: str
+    place: str
+    columns: dict[str, str]
+    pairs: int
+    context: str
+
+
+@dataclass(frozen=True)
 class End:
     """The run is over."""
 
     status: str
 
 
-Item = Point | Params | Tag | Artifact | Model | End
+Item = Point | Params | Tag | Artifact | Model | Dataset | End
 _KINDS = {kind.__name__: kind for kind in get_args(Item)}
 
 
