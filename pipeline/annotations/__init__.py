@@ -5,13 +5,14 @@ An annotation is one file. Its name is the file's name, in the job too: `- langu
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, get_args
+from typing import Annotated, Any, Protocol, get_args
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
+from pipeline.annotations.resources import Resources
 from pipeline.steps import step_reader
 
 _Known = LanguageAnnotation | JoinedColumnsAnnotation
@@ -30,6 +31,21 @@ class Annotation(Protocol):
     @property
     def name(self) -> str:
         """The name of the step in the job."""
+
+    @property
+    def version(self) -> int:
+        """Of the code; raised when it would give other values for the same pairs and settings."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the snapshot that it needs."""
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker of it takes of the cluster."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Its settings without `resources`, as JSON would hold them."""
 
     @property
     def columns(self) -> pa.Schema:

@@ -7,24 +7,33 @@ address (`url`). PyramidCLIP's three annotations (caption_summary, object_tags, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline.annotations.resources import Resources
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import absolute, folder
 
-_TYPES = {"string": pa.string(), "binary": pa.binary(), "float": pa.float32(), "int": pa.int64(), "bool": pa.bool_()}
-Type = Literal["string", "binary", "float", "int", "bool"]
+_TYPES = {
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "float": pa.float32(),
+    "floats": pa.list_(pa.float32()),
+    "int": pa.int64(),
+    "bool": pa.bool_(),
+}
+Type = Literal["string", "binary", "float", "floats", "int", "bool"]
 
 
 class JoinedColumnsAnnotation(Settings):
     """The columns of `adds`, from the row of a table that has the pair's key; null where the table has no such row."""
 
+    version: ClassVar[int] = 1
     name: Literal["joined_columns"] = "joined_columns"
     table: Annotated[str, Field(min_length=1)]
     """Parquet file, a path or s3://. Every process of the build holds its key and these columns in memory."""
@@ -34,6 +43,17 @@ class JoinedColumnsAnnotation(Settings):
     """Columns to take and their types: `{object_tags: string, caption_summary: string}`."""
     sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
     """Of the file. With it the job says which bytes the dataset is made from, and other bytes are refused."""
+    resources: Resources = Resources()
+    """What a worker of it takes; decides nothing of the dataset."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Its settings without `resources`, as JSON would hold them: all that its values follow from."""
+        return self.model_dump(mode="json", exclude={"resources"})
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the snapshot that it needs."""
+        return (self.key,)
 
     @property
     def columns(self) -> pa.Schema:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.annotations.resources import Resources
 from pipeline.jobfile import Settings
 
 _GUESSES = 8  # a wanted language that is not among the likeliest eight has no say
@@ -18,9 +19,17 @@ class LanguageAnnotation(Settings):
     The scores are the model's probabilities, 0..1, of the likeliest language and of all wanted ones together.
     """
 
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("caption",)
     name: Literal["language"] = "language"
     wanted: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
     """The languages that the dataset is for, ISO 639-1."""
+    resources: Resources = Resources()
+    """What a worker of it takes; decides nothing of the dataset."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Its settings without `resources`, as JSON would hold them: all that its values follow from."""
+        return self.model_dump(mode="json", exclude={"resources"})
 
     @property
     def columns(self) -> pa.Schema:
