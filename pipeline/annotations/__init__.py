@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Field
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
 from pipeline.annotations.resources import Resources
+from pipeline.annotations.safety import SafetyAnnotation
+from pipeline.annotations.text_in_image import TextInImageAnnotation
 from pipeline.steps import step_reader
 
-_Known = LanguageAnnotation | JoinedColumnsAnnotation
+_Known = LanguageAnnotation | JoinedColumnsAnnotation | SafetyAnnotation | TextInImageAnnotation
 ANNOTATIONS = get_args(_Known)
 
 AnyAnnotation = Annotated[
