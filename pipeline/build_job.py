@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations import AnyAnnotation
-from pipeline.annotations.resources import Resources
 from pipeline.bill_settings import BillSettings
 from pipeline.download_settings import SAMPLE_CRAWL, DownloadSettings
 from pipeline.duplicates import DuplicateSettings

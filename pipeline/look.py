@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
 
 LOOK_SIDE = 8  # px, of the colour thumbnail

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Protocol, get_args
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
-from pipeline.annotations.resources import Resources
 from pipeline.annotations.safety import SafetyAnnotation
 from pipeline.annotations.text_in_image import TextInImageAnnotation
 from pipeline.steps import step_reader

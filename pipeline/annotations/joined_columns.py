@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
 from pipeline.keyed_tables import all_rows, check_table, rows_of_keys, table_identity
 from pipeline.manifest import DatasetError

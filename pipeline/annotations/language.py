@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
 
 _GUESSES = 8  # a wanted language that is not among the likeliest eight has no say

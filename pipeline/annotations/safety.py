@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from pipeline.annotations.resources import Resources
-from pipeline.annotations.wanted_package import expect_package
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
+from pipeline.wanted_package import expect_package
 
 _BATCH = 32  # pictures of 600 kB each as the model's input
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from pipeline.annotations.resources import Resources
-from pipeline.annotations.wanted_package import expect_package
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import JobError, Settings
+from pipeline.wanted_package import expect_package
 
 _OURS = Path(__file__).with_name("text_detector.onnx")
 _STRIDE = 32  # of the network: both sides are multiples of it

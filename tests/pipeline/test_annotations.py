@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
-from pipeline.annotations.resources import Resources
 from pipeline.jobfile import InputError
 
 PAIRS = pa.table({"url": ["http://b/2", "http://a/1", "http://c/3"], "caption": ["two", "one", "three"]})

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.annotations.safety import SafetyAnnotation
 from pipeline.annotations.text_in_image import TextInImageAnnotation
-from pipeline.annotations.wanted_package import expect_package
 from pipeline.jobfile import InputError
+from pipeline.wanted_package import expect_package
 
 
 def picture(text: str = "") -> bytes:
