@@ -19,8 +19,9 @@ run: setup       ## the walk: build, pretrain, evaluate, scale on the sample cra
 test: setup      ## every test, real parts only
 	@$(BIN)/python -m pytest
 
-chaos: setup     ## twenty random kills of a run, then the same on an S3 that fails: it ends as the undisturbed one
+chaos: setup     ## kills builds, then a run, then a run on an S3 that fails: all end as the undisturbed ones
 	@test -e runs/walk/build/manifest.json || ./jobs/walk/build.yaml
+	@$(BIN)/python -m benchmarks.chaos_build jobs/walk/build.yaml
 	@$(BIN)/python -m benchmarks.chaos $(CHAOS)
 	@$(BIN)/python -m benchmarks.chaos --s3 --seed 1 $(CHAOS)
 

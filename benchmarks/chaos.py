@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="append the result to benchmarks/results/chaos.jsonl")
     given = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="hiclip-chaos-") as work, contextlib.ExitStack() as stack:
-        place = stack.enter_context(_flaky_bucket(Path(work), given.seed)) if given.s3 else work
+        place = stack.enter_context(flaky_bucket(Path(work), given.seed)) if given.s3 else work
         (mixed,) = read_job(given.job, given.overrides, PretrainJob).data.datasets
         dataset = absolute(mixed.path)
         if given.s3:
@@ -254,12 +254,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 @contextlib.contextmanager
-def _flaky_bucket(work: Path, seed: int) -> Iterator[str]:
-    """A bucket on a failing loopback S3; the environment points at it meanwhile."""
+def flaky_bucket(work: Path, seed: int, share: float = _FAILING) -> Iterator[str]:
+    """A bucket on a loopback S3 that fails a share of its requests; the environment points at it meanwhile."""
     import boto3
 
     port = free_port()
-    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.flaky_s3", f"--port={port}", f"--share={_FAILING}"]
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.flaky_s3", f"--port={port}", f"--share={share}"]
     before = dict(os.environ)
     with (work / "s3.log").open("w") as log:
         server = subprocess.Popen([*words, f"--seed={seed}"], stdout=log, stderr=subprocess.STDOUT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ Row = dict[str, Any]
 def filters_of(name: str, *overrides: str) -> list[Filter]:
     """The filters of jobs/build_NAME.yaml, ready; `score.min=0.2` overrides a threshold of the filter `score`."""
     path = ROOT / f"jobs/build_{name}.yaml"
-    places = {one.name: place for place, one in enumerate(read_job(str(path), [], BuildJob).filters)}
+    steps = read_job(str(path), [], BuildJob).filters
+    places = {one.step: (place, one.name) for place, one in enumerate(steps)}
     changes = []
     for override in overrides:
         step, _, setting = override.partition(".")
-        changes.append(f"filters.{places[step]}.{step}.{setting}")
+        place, name_in_job = places[step]
+        changes.append(f"filters.{place}.{name_in_job}.{setting}")
     return [one.ready() for one in read_job(str(path), changes, BuildJob).filters]
 
 
@@ -47,13 +49,15 @@ def first_refusals(pairs: pa.Table, filters: Sequence[Filter]) -> list[str | Non
     return [next(filter(None, row), None) for row in zip(*columns, strict=True)]
 
 
-def word_list(place: Path, *words: str) -> str:
-    place.write_text("\n".join(words))
-    return f"caption_words.list={place}"
+def word_lists(place: Path, lists: Mapping[str, Iterable[str]]) -> list[str]:
+    """Overrides that give a job's filters `caption_words` other lists, by the names of theirs."""
+    for name, words in lists.items():
+        (place / f"{name}.txt").write_text("\n".join(sorted(words)))
+    return [f"caption_words_{name}.list={place / name}.txt" for name in lists]
 
 
 GOOD = "a brown dog runs over the green field"
-KNOWN = ("a", "brown", "dog", "runs", "over", "the", "green", "field", "x")
+KNOWN = ("a", "brown", "dog", "runs", "over", "the", "green", "field", "x", "damn")
 BASE: Row = {
     "url": "http://a.example/1.jpg",
     "caption": GOOD,
@@ -64,7 +68,10 @@ BASE: Row = {
     "language_score": 0.9,
     "wanted_language_score": 0.9,
     "clip_score": 0.5,
+    "unsafe_score": 0.5,
 }
+LISTS = {"cc12m_rules": ("wikipedia_words_20", "nouns", "profanity"), "coyo_rules": ("nouns", "profanity")}
+"""Word lists that a job names."""
 PX = ("original_width", "original_height")
 RULES: list[tuple[Row, dict[str, str]]] = [
     ({}, {}),
@@ -98,7 +105,9 @@ RULES: list[tuple[Row, dict[str, str]]] = [
     }),
     ({"caption": "a d x dog"}, {"cc12m_rules": "too_small_share_listed"}),
     ({"caption": "brown dog runs over green field"}, {"cc12m_rules": "no_required_pattern"}),
-    ({"caption": "the brown green field"}, {"coyo_rules": "too_few_listed_words"}),
+    ({"caption": "the brown green field"}, dict.fromkeys(["cc12m_rules", "coyo_rules"], "too_few_listed_words")),
+    ({"caption": f"{GOOD} Damn!"}, dict.fromkeys(["cc12m_rules", "coyo_rules"], "too_many_listed_words")),
+    ({"unsafe_score": 0.5001}, dict.fromkeys(["cc12m_rules", "coyo_rules", "metaclip"], "score_too_high")),
     ({"caption": "the dog" + " x" * 255}, {
         "cc12m_rules": "too_many_words", "coyo_rules": "too_many_words",
     }),
@@ -121,10 +130,10 @@ RULES: list[tuple[Row, dict[str, str]]] = [
 
 @pytest.mark.parametrize("name", ["cc12m_rules", "laion400m_rules", "coyo_rules", "datacomp_basic", "metaclip"])
 def test_a_row_for_each_rule(name: str, tmp_path: Path) -> None:
-    words = {"cc12m_rules": KNOWN, "coyo_rules": ("dog", "dogs", "x")}.get(name)
-    filters = filters_of(name, *([word_list(tmp_path / "words.txt", *words)] if words else []))
+    lists = {"nouns": ("dog", "dogs", "x"), "profanity": ("damn",), "wikipedia_words_20": KNOWN}
+    filters = filters_of(name, *word_lists(tmp_path, {of: lists[of] for of in LISTS.get(name, ())}))
     pairs = pa.Table.from_pylist([BASE | change for change, _ in RULES])
-    for column in ("language_score", "wanted_language_score", "clip_score"):
+    for column in ("language_score", "wanted_language_score", "clip_score", "unsafe_score"):
         pairs = pairs.set_column(pairs.schema.get_field_index(column), column, pairs[column].cast(pa.float32()))
     found = first_refusals(pairs, filters)
     for (change, expected), reason in zip(RULES, found, strict=True):
@@ -149,7 +158,8 @@ def crawl() -> pa.Table:
                 width, height = picture.size
             sizes = {"original_width": width, "original_height": height, "original_bytes": len(image)}
             rows.append(row | sizes | {"original_format": format_of(image)})
-    return LanguageAnnotation().annotate(pa.Table.from_pylist(rows))
+    found = LanguageAnnotation().annotate(pa.Table.from_pylist(rows))
+    return found.append_column("unsafe_score", pa.array([0.1] * found.num_rows, pa.float32()))
 
 
 def datacomp_basic(row: Row) -> str | None:
@@ -177,7 +187,7 @@ def coyo(row: Row) -> str | None:
         return "too_few_words"
     if len(row["caption"]) <= 5:
         return "too_few_characters"
-    return None if set(plain_words(row["caption"])) & NOUNS else "too_few_listed_words"
+    return about_nouns(row)
 
 
 def cc12m(row: Row) -> str | None:
@@ -196,7 +206,16 @@ def cc12m(row: Row) -> str | None:
         return "repeated_words"
     if not set(re.split(r"[^a-z0-9_]+", row["caption"].lower())) & set(DETERMINERS.split()):
         return "no_required_pattern"
-    return None if set(plain_words(row["caption"])) <= COMMON else "too_small_share_listed"
+    if not set(plain_words(row["caption"])) <= COMMON:
+        return "too_small_share_listed"
+    return about_nouns(row)
+
+
+def about_nouns(row: Row) -> str | None:
+    words = set(plain_words(row["caption"]))
+    if not words & NOUNS:
+        return "too_few_listed_words"
+    return "too_many_listed_words" if words & PROFANE else None
 
 
 def too_long(row: Row, aspect: float) -> str | None:
@@ -228,6 +247,8 @@ NOUNS = {
     "fruit",
     "bird",
 }
+PROFANE = {"old", "fear", "red"}
+"""No such word is in the crawl; these stand for them."""
 DETERMINERS = """
     a an the this that these those some any no every each either neither both all another such what which whose
     my your his her its our their many much few several most more half one two three four five six seven eight nine ten
@@ -250,9 +271,8 @@ def test_the_sample_crawl_is_judged_as_the_publication_says(
     rows = crawl.to_pylist()
     said = Counter(word for row in rows for word in plain_words(row["caption"]))
     COMMON.update(word for word, count in said.items() if count >= 3)
-    lists = {"coyo_rules": NOUNS, "cc12m_rules": COMMON}.get(job)
-    if lists:
-        scaled = [*scaled, word_list(tmp_path / "words.txt", *sorted(lists))]
+    lists = {"nouns": NOUNS, "profanity": PROFANE, "wikipedia_words_20": COMMON}
+    scaled = [*scaled, *word_lists(tmp_path, {of: lists[of] for of in LISTS.get(job, ())})]
     found = first_refusals(crawl, filters_of(job, *scaled))
     for row, reason in zip(rows, found, strict=True):
         assert reason == rule(row), row
@@ -260,4 +280,4 @@ def test_the_sample_crawl_is_judged_as_the_publication_says(
     assert len(rows) > 6000
     assert len(counts) >= 5, counts
     assert min(counts.values()) > 0
-    assert counts[None] > 10, counts
+    assert counts[None] > 5, counts
