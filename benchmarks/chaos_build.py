@@ -3,10 +3,10 @@
     make chaos
     python -m benchmarks.chaos_build jobs/walk/build.yaml [--kills 10] [--seed 0] [--s3] [--keep] [key.path=value ...]
 
-The job is built undisturbed; with 1, 2 and 4 Ray CPUs; from a list whose rows are shuffled; on a loopback S3 (which with
-`--s3` fails 5 % of its requests). Then a Ray cluster of two nodes on this machine builds it into fresh folders, and at
-random moments a task's process, the second node or the driver is killed with `kill -9`, what died is started again as its
-operator would, until there were enough kills. Every build must have the same fingerprint and the same ledger.
+The job is built undisturbed; with 1, 2 and 4 Ray CPUs; from a list whose rows are shuffled; on a loopback S3. Then a
+Ray cluster of two nodes on this machine builds it into fresh folders (with `--s3` on an S3 that fails 5 % of its
+requests), and at random moments a task's process, the second node or the driver is killed with `kill -9`, and what
+died is started again as its operator would, until there were enough kills. All builds must have one fingerprint and one ledger.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--s3", action="store_true", help="kill builds on a loopback S3 that fails 5 %% of its requests"
-    )
+    parser.add_argument("--s3", action="store_true", help="kill builds on an S3 that fails 5 %% of its requests")
     parser.add_argument("--keep", action="store_true", help="append the result to benchmarks/results/chaos_build.jsonl")
     given = parser.parse_intermixed_args()
     began = time.time()
