@@ -6,7 +6,8 @@
 The job is built undisturbed; with 1, 2 and 4 Ray CPUs; from a list whose rows are shuffled; on a loopback S3. Then a
 Ray cluster of two nodes on this machine builds it into fresh folders (with `--s3` on an S3 that fails 5 % of its
 requests), and at random moments a task's process, the second node or the driver is killed with `kill -9`, and what
-died is started again as its operator would, until there were enough kills. All builds must have one fingerprint and one ledger.
+died is started again as its operator would, until there were enough kills. All builds must have one fingerprint and one
+ledger.
 """
 
 from __future__ import annotations
