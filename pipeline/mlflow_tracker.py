@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import tempfile
 import threading
@@ -39,6 +40,7 @@ PATIENCE_S = 120.0
 _LONGEST_PAUSE_S = 30.0  # between two tries
 _MOST_METRICS = 1000  # of one request: MLflow's limit
 _MOST_REFUSALS = 20  # that are said
+_NOT_OF_A_NAME = re.compile(r"[^\w.:/ -]", re.ASCII)  # MLflow refuses the wildcards of a host, for one
 _T = TypeVar("_T")
 
 
@@ -319,4 +321,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield _NOT_OF_A_NAME.sub("_", f"{prefix}{key}"), str(value)

@@ -83,7 +83,7 @@ def job_in(place: Path, port: int, named: dict[str, dict[str, str]], **more: Any
         "out": str(place / "out"),
         "lists": [{"path": str(place / "list.parquet"), "columns": {"source": "source"}}],
         "download": {"allow_private": ["127.0.0.0/8"], "retries": 0, "image_px": 32, "rows_per_task": 8,
-                     "cpus_per_task": 2},
+                     "cpus_per_task": 2, "connect_to": {"*.nowhere.example": "127.0.0.1:9"}},
         "annotations": ["language"],
         "filters": [{"caption_length": {"min_words": 2}}, {"language": {"min_score": 0}},
                     {"image_size": {"min_px": 20}}],
@@ -177,7 +177,7 @@ def test_unknown_pairs_and_missing_builds_are_said(built: BuildJob, tmp_path: Pa
         explain(built, "0123456789abcdef")
     with pytest.raises(DatasetError, match="ledger: expected the ledger of a build, found none"):
         explain(built.model_copy(update={"out": str(tmp_path)}), "0123456789abcdef")
-    with pytest.raises(DatasetError, match="16 hex digits, came 'abc'"):
+    with pytest.raises(JobError, match="16 hex digits, came 'abc'"):
         read_pair_id("abc")
 
 
@@ -350,7 +350,7 @@ def test_the_card_says_what_was_counted(built: BuildJob) -> None:
     for source, licence in (("left", "CC0 1.0"), ("right", "not stated")):
         share = f"{kept[source] / listed[source]:.1%}"
         assert f"| {source} | {listed[source]} | {kept[source]} | {share} | {licence} |" in card
-    for words in (manifest.fingerprint, "someone@example.org", "min_words: 2", "Opt-outs honoured: 1 picture",
+    for words in (manifest.fingerprint, "someone@example.org", "min_words: 2", "Opt-outs honoured: 1 picture", "`language`, version 1",
                   "| image_size |", "duplicate_image 1", manifest.snapshot, "pyarrow"):  # fmt: skip
         assert words in card, words
     assert "None" not in card
@@ -381,7 +381,9 @@ def test_options_may_take_a_value(built: BuildJob, tmp_path: Path, capsys: pytes
     assert command(tmp_path, built, "--count", "3", "name=other") == 0
     assert capsys.readouterr().out == "result: other 4\n"
     assert command(tmp_path, built, "--tell", "abc") == 2
-    assert "expected a pair_id, which is 16 hex digits, came 'abc'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "expected a pair_id, which is 16 hex digits, came 'abc'" in said
 
 
 def test_the_bill_counts_requests_disk_and_annotations(built: BuildJob) -> None:
@@ -417,6 +419,7 @@ def test_a_build_is_a_run_in_mlflow_with_its_dataset(built: BuildJob, tmp_path: 
     assert json.loads(used.dataset.profile) == {"num_rows": manifest.pairs, "fingerprint": manifest.fingerprint}
     assert json.loads(used.dataset.source) == {"uri": one.out}
     assert run.data.params["download.image_px"] == "32"
+    assert run.data.params["download.connect_to._.nowhere.example"] == "127.0.0.1:9"
     assert run.data.metrics["kept"] == manifest.pairs
     assert run.data.metrics["refused.download.opt_out"] == 1
     assert run.data.metrics["seconds.filter"] > 0
