@@ -17,6 +17,7 @@ from pipeline.annotation_columns import annotation_files
 from pipeline.download_settings import DownloadSettings
 from pipeline.fetch import Route
 from pipeline.fetch_rows import UNREACHED, fetch_rows
+from pipeline.host_slots import SharedSlots, shared_slots
 from pipeline.progress import Advance
 from pipeline.snapshot import (
     SNAPSHOT_SCHEMA,
@@ -58,8 +59,9 @@ def download(
     annotated = annotation_files(there)
     task = ray.remote(num_cpus=settings.cpus_per_task, max_retries=RETRIES)(_download_task)
     shared = ray.put(rows)  # once for all tasks
+    slots = shared_slots(settings.connections_per_host)
     calls = (
-        partial(task.remote, shared, number, has_record(there, number), settings, tuple(routes), place)
+        partial(task.remote, shared, number, has_record(there, number), settings, tuple(routes), place, slots)
         for number in range(-(-rows.num_rows // size))
     )
     shards: dict[int, SnapshotShard] = {}
@@ -75,14 +77,20 @@ def download(
 
 
 def _download_task(
-    rows: Rows, number: int, recorded: bool, settings: DownloadSettings, routes: tuple[Route, ...], place: Folder
+    rows: Rows,
+    number: int,
+    recorded: bool,
+    settings: DownloadSettings,
+    routes: tuple[Route, ...],
+    place: Folder,
+    slots: SharedSlots,
 ) -> tuple[SnapshotShard, bool]:
     """The shard's record, and whether it was there already."""
     part = rows.slice(number * settings.rows_per_task, settings.rows_per_task)
     wanted = wanted_hash(part["pair_id"].to_pylist(), settings.deciding())
     if recorded and (finished := finished_shard(place, number, wanted)) is not None:
         return finished, True
-    fates = fetch_rows(part["url"].to_pylist(), settings, routes)
+    fates = fetch_rows(part["url"].to_pylist(), settings, routes, slots)
     columns = {name: part[name] for name in ("pair_id", "url", "caption", "source")}
     columns |= {name: [getattr(fate, name) for fate in fates] for name in SNAPSHOT_SCHEMA.names[len(columns) :]}
     unreached = sum(fate.reason in UNREACHED for fate in fates)

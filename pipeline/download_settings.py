@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.jobfile import Number, Settings
 
 SAMPLE_CRAWL = "sample_crawl"
 """In `connect_to`: the loopback server of the sample crawl, which runs as long as the build."""
+
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
 
 class DownloadSettings(Settings):
@@ -19,19 +21,23 @@ class DownloadSettings(Settings):
     timeout_s: Annotated[Number, Field(gt=0)] = 10.0
     """For one whole fetch: names, redirects, head and body."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Further rounds over the addresses that failed in a way that may pass: no answer, 429, 5xx, a cut connection."""
+    """Further tries of an address that failed in a way that may pass: no answer, 429, 5xx, a cut connection."""
     first_pause_s: Annotated[Number, Field(ge=0)] = 2.0
-    """Pause before the second round; it doubles with each."""
+    """Pause of a failed address before its second try; it doubles with each."""
+    max_pause_s: Annotated[Number, Field(ge=0)] = 60.0
+    """Longest pause of an address, also where the server's Retry-After asks for more."""
     max_bytes: Annotated[int, Field(gt=0)] = 32 * 2**20
     """Of one answer; the rest is not read."""
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
     """Width times height, read from the header before anything is decoded."""
     max_redirects: Annotated[int, Field(ge=0)] = 5
     """Of one address; each is checked as the address itself is."""
-    user_agent: Annotated[str, Field(min_length=1)] = "hiclip/0.1 (dataset build)"
+    user_agent: Annotated[str, Field(pattern=r"^[!-~][ -~]*$")] = "hiclip/0.1 (dataset build)"
     """Sent with every request: say who you are and where you can be reached."""
     honour_opt_out: bool = True
-    """Refuse pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex to all or to us."""
+    """Refuse pictures whose X-Robots-Tag says one of `opt_out_directives` to all or to us."""
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none")
+    """Words of X-Robots-Tag that refuse a picture: img2dataset's four and `none`, which means noindex and nofollow."""
     connect_to: dict[str, str] = Field(default_factory=dict)
     """Host name with wildcards to `HOST:PORT`, or to `sample_crawl`; the addresses in the dataset stay as they are."""
     allow_private: tuple[str, ...] = ()
@@ -43,6 +49,10 @@ class DownloadSettings(Settings):
     """img2dataset's modes: shorter side, longer side, square cut, square padded with white, as it is."""
     enlarge: bool = False
     """Whether smaller pictures are blown up."""
+    downscale_interpolation: Interpolation = "area"
+    """How a picture is made smaller."""
+    upscale_interpolation: Interpolation = "lanczos"
+    """How a picture is made larger, where `enlarge` says so."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
     """1..100; for png the effort of compression, 0..9."""
@@ -51,6 +61,8 @@ class DownloadSettings(Settings):
     """Rows of one Ray task and one snapshot shard: what a killed build repeats."""
     connections: Annotated[int, Field(gt=0)] = 32
     """Fetches of one task at a time."""
+    connections_per_host: Annotated[int, Field(gt=0)] = 8
+    """To one host at a time, over all tasks of the cluster; raise it for a host that has agreed to more."""
     cpus_per_task: Annotated[Number, Field(gt=0)] = 0.5
     """Below 1, because a task spends part of its life waiting for the slowest server."""
     tasks_in_flight: Annotated[int, Field(gt=0)] | None = None
@@ -71,6 +83,12 @@ class DownloadSettings(Settings):
                 raise ValueError(f"expected HOST:PORT or {SAMPLE_CRAWL}, came '{place}'")
         return value
 
+    @model_validator(mode="after")
+    def _quality_fits_the_format(self) -> DownloadSettings:
+        if self.encode_format == "png" and self.encode_quality > 9:
+            raise ValueError(f"encode_quality: expected 0..9 with encode_format png, came {self.encode_quality}")
+        return self
+
     @property
     def user_agent_token(self) -> str:
         """The name that an X-Robots-Tag would address us by."""
@@ -78,7 +96,7 @@ class DownloadSettings(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what is stored; the others only say how fast."""
-        pace = {"rows_per_task", "connections", "cpus_per_task", "tasks_in_flight"}
+        pace = {"rows_per_task", "connections", "connections_per_host", "cpus_per_task", "tasks_in_flight"}
         return self.model_dump(mode="json", exclude=pace)
 
     def window(self, cpus: float) -> int:

@@ -10,7 +10,6 @@ stays, never through a chain of likenesses.
 
 from __future__ import annotations
 
-from itertools import pairwise, product
 from typing import Annotated, Literal
 
 import numpy as np
@@ -47,6 +46,12 @@ class DuplicateSettings(Settings):
     near: NearDuplicates | None = NearDuplicates()
     """Refuse pictures that look the same; null: keep them."""
 
+
+_AT_ONCE = 16_384
+_SAMPLE = 64
+"""Thumbnails of a group that are looked at to find where it is cut."""
+_HELPS = 0.85
+"""A cut helps where neither half has more than this share of the group."""
 
 RANKED = ("pair_id", "original_width", "original_height")
 """Columns that say which of several rows is the best."""
@@ -98,32 +103,26 @@ def ranks_of(pairs: pa.Table) -> npt.NDArray[np.uint64]:
 def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:
     """Rows (key, rank, pair, same, hash, thumbnail), several for each pair: two that look the same share a key.
 
-    Hashes that differ in at most b bits agree in at least one of b + 1 bands (pigeonhole). Where no cell differs by
-    more than c, the mean of each colour differs by at most c, so pairs are also parted by cells of colour; one near the
-    edge of its cell stands in the next one too. Without these a band's value is too common: many drawings have the
-    same nine bits of nothing.
+    Where no cell of two thumbnails differs by more than c, no mean of cells does. So a key is a cell of a grid over
+    seven means (the brightness of the quarters and the colour of the middle), and a pair near the edge of its cell
+    stands in the next one too. What shares a key is then parted further by the thumbnails themselves (`LooksAlike.split`).
     """
-    hashes = np.asarray(pairs["hash"], np.uint64)
-    thumbnails = _pixels(pairs)
-    bands = _bands(hashes, settings.max_bits + 1)
-    cells, row_of_cell = _colour_cells(thumbnails, settings.max_cell)
-    keys = [mixed(np.uint64(band), values[row_of_cell], *cells.T) for band, values in enumerate(bands)]
-    rows = np.tile(row_of_cell, len(keys))
+    hashes, thumbnails = np.asarray(pairs["hash"], np.uint64), _pixels(pairs)
+    cells, row = _grid_cells(thumbnails, settings.max_cell)
     same = mixed(hashes, *np.ascontiguousarray(thumbnails).view(np.uint64).T)
     columns = {
-        "key": np.concatenate(keys) if keys else hashes,
-        "rank": ranks_of(pairs)[rows],
-        "pair": pair_numbers(pairs["pair_id"])[rows],
-        "same": same[rows],
-        "hash": hashes[rows],
-        "thumbnail": pairs["thumbnail"].combine_chunks().take(rows),
+        "key": mixed(*cells.T),
+        "rank": ranks_of(pairs)[row],
+        "pair": pair_numbers(pairs["pair_id"])[row],
+        "same": same[row],
+        "hash": hashes[row],
+        "thumbnail": pairs["thumbnail"].combine_chunks().take(row),
     }
     return pa.table(columns)
 
 
-def look_keys_a_row(settings: NearDuplicates) -> int:
-    """Keys that a pair has, on the average, rounded up."""
-    return 2 * (settings.max_bits + 1)
+LOOK_KEYS_A_ROW = 4
+"""Keys that a pair has, on the average: 2 to 5 on the sample crawl."""
 
 
 class LooksAlike:
@@ -133,19 +132,32 @@ class LooksAlike:
         self._settings = settings
         self._hashes = np.asarray(rows["hash"], np.uint64)
         self._thumbnails = _pixels(rows)
+        self._contrasts = _contrast(self._thumbnails)
 
     def __call__(self, left: Places, right: Places) -> npt.NDArray[np.bool_]:
         """(pairs,): whether the rows at `left` and at `right` look the same."""
         alike = np.bitwise_count(self._hashes[left] ^ self._hashes[right]) <= self._settings.max_bits
+        # Each test costs more than the one before it, and leaves fewer pairs.
         close = np.flatnonzero(alike)
-        alike[close] = self._near(self._thumbnails[left[close]], self._thumbnails[right[close]])
+        ours, theirs = self._thumbnails[left[close]], self._thumbnails[right[close]]
+        difference = np.maximum(ours, theirs) - np.minimum(ours, theirs)
+        alike[close] = small = difference.max(axis=1, initial=0) <= self._settings.max_cell
+        close = close[small]
+        squares = (difference[small].astype(np.int32) ** 2).sum(axis=1)
+        contrast = (self._contrasts[left[close]] + self._contrasts[right[close]]) / 2
+        alike[close] = squares <= self._settings.max_share * contrast
         return np.asarray(alike)
 
-    def _near(self, ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        difference = theirs.astype(np.int32) - ours
-        contrast = (_contrast(ours) + _contrast(theirs)) / 2
-        near = np.abs(difference).max(axis=1, initial=0) <= self._settings.max_cell
-        return np.asarray(near & ((difference**2).sum(axis=1) <= self._settings.max_share * contrast))
+    def split(self, places: Places) -> tuple[Places, Places] | None:
+        """Cut at the middle of the thumbnails' cell that parts them best, with what is near the cut in both halves."""
+        reach = self._settings.max_cell
+        some = 2 * self._thumbnails[places[:: max(1, len(places) // _SAMPLE)]].astype(np.int32)
+        middle = np.median(some, axis=0)
+        larger = np.maximum((some <= middle + reach).mean(axis=0), (some >= middle - reach).mean(axis=0))
+        cell = int(np.argmin(larger))
+        values = 2 * self._thumbnails[places, cell].astype(np.int32)
+        left, right = places[values <= middle[cell] + reach], places[values >= middle[cell] - reach]
+        return (left, right) if max(len(left), len(right)) < _HELPS * len(places) else None
 
 
 def _pixels(rows: pa.Table) -> npt.NDArray[np.uint8]:
@@ -153,28 +165,31 @@ def _pixels(rows: pa.Table) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
 
 
-def _bands(hashes: npt.NDArray[np.uint64], bands: int) -> list[npt.NDArray[np.uint64]]:
-    """(rows,) for each band: the 64 bits cut into bands of nearly equal width."""
-    edges = [64 * band // bands for band in range(bands + 1)]
-    return [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
-
-
-def _colour_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.NDArray[np.uint64], Places]:
-    """(places, 3) cells of the mean colour, and (places,) the row that is in each: a row is in one to eight."""
-    sums = thumbnails.reshape(-1, LOOK_SIDE * LOOK_SIDE, 3).sum(axis=1, dtype=np.int64)
-    reach = LOOK_SIDE * LOOK_SIDE * max_cell  # two rows that are near are no further apart in a sum
-    wide = 4 * max(reach, LOOK_SIDE * LOOK_SIDE * 4)
-    low, high = (sums - reach // 2) // wide, (sums + (reach + 1) // 2) // wide
-    cells, rows = [], []
-    for upper in product((False, True), repeat=3):
-        there = np.flatnonzero((~np.array(upper) | (low != high)).all(axis=1))
-        cells.append(np.where(upper, high, low)[there])
-        rows.append(there)
-    # Sums below the reach fall into cell -1.
-    return (np.concatenate(cells) + 1).astype(np.uint64), np.concatenate(rows)
+def _grid_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.NDArray[np.uint64], Places]:
+    """(places, 7) cells of the grid, and (places,) the row that is in each; a row is in one or more."""
+    cells = thumbnails.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float64)
+    half, quarter = LOOK_SIDE // 2, LOOK_SIDE // 4
+    corners = [cells[:, down : down + half, across : across + half].mean(axis=(1, 2, 3))
+               for down in (0, half) for across in (0, half)]  # fmt: skip
+    middle = cells[:, quarter:-quarter, quarter:-quarter].mean(axis=(1, 2))
+    # White, the ground of so many pictures, is in the middle of a cell. A little more reach, for means are rounded.
+    means = np.column_stack([*corners, middle]) - 255
+    wide, reach = 6 * max(max_cell, 4), max_cell + 1e-6
+    low, high = np.floor((means - reach / 2) / wide + 0.5), np.floor((means + reach / 2) / wide + 0.5)
+    row, found = np.arange(len(means)), low
+    for column in range(means.shape[1]):
+        beside = np.flatnonzero(low[row, column] != high[row, column])
+        also = found[beside]
+        also[:, column] = high[row[beside], column]
+        row, found = np.concatenate([row, row[beside]]), np.concatenate([found, also])
+    return (found + 1024).astype(np.uint64), row
 
 
 def _contrast(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """(rows,): sum of squares about each thumbnail's mean colour."""
-    cells = thumbnails.reshape(len(thumbnails), LOOK_SIDE * LOOK_SIDE, 3).astype(np.int32)
-    return np.asarray(((cells - cells.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)))
+    found = np.empty(len(thumbnails))
+    for start in range(0, len(thumbnails), _AT_ONCE):
+        some = thumbnails[start : start + _AT_ONCE]
+        cells = some.reshape(len(some), LOOK_SIDE * LOOK_SIDE, 3).astype(np.int32)
+        found[start : start + _AT_ONCE] = ((cells - cells.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2))
+    return found

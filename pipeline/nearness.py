@@ -8,8 +8,8 @@ refused the row asks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,28 @@ import pyarrow as pa
 
 Places = npt.NDArray[np.int64]
 Ranks = npt.NDArray[np.uint64]
-Alike = Callable[[pa.Table], Callable[[Places, Places], npt.NDArray[np.bool_]]]
-"""From a table to a comparison of its rows: places (pairs,) and places (pairs,) to (pairs,) whether they are alike."""
+
+
+class Comparison(Protocol):
+    """Compares rows of a table, which it was made of."""
+
+    def __call__(self, left: Places, right: Places) -> npt.NDArray[np.bool_]:
+        """(pairs,): whether the rows at `left` and at `right` are alike."""
+
+    def split(self, places: Places) -> tuple[Places, Places] | None:
+        """Two parts of many rows, in order, such that rows that are alike share one; None where that does not help."""
+
+
+Alike = Callable[[pa.Table], Comparison]
+"""From a table to the comparison of its rows."""
 
 EDGE = np.dtype([("rank", np.uint64), ("best", np.uint64), ("pair", np.uint64)])
 """A row, the best row that it is alike to, and that one's pair_id as a number."""
 
 _ROW_BITS = 37
 _MOST_PIXELS = (1 << (64 - _ROW_BITS)) - 1
+_FEW = 128
+"""Rows that are compared each with each; more are split before."""
 _UNDECIDED, _REFUSED, _STAYS = 0, 1, 2
 
 
@@ -102,14 +116,55 @@ def _best_earlier(
 ) -> Places:
     """(rows,): the place of the first row with its key that a row is alike to, -1 for none; rows by key and rank."""
     compare = alike(rows)
-    found = np.full(len(key), -1, np.int64)
-    at, back = np.flatnonzero(asked), 1
+    found = np.full(len(key), len(key), np.int64)
+    borders = np.flatnonzero(np.diff(key, prepend=key[:1] + np.uint64(1), append=key[-1:] + np.uint64(1)))
+    small: list[Places] = []
+    for begin, end in zip(borders[:-1][np.diff(borders) > 1], borders[1:][np.diff(borders) > 1], strict=True):
+        for part in _parts(np.arange(begin, end), compare, asked):
+            if len(part) <= _FEW:
+                small.append(part)
+            else:
+                _best_first(part, compare, asked, found)
+    if small:
+        _all_at_once(small, compare, asked, found)
+    return np.where(found < len(key), found, -1)
+
+
+def _parts(group: Places, compare: Comparison, asked: npt.NDArray[np.bool_]) -> Iterator[Places]:
+    """Parts of a group that are small or cannot be split; rows that are alike share one. None that nobody asks of."""
+    waiting = [group]
+    while waiting:
+        part = waiting.pop()
+        if not asked[part].any():
+            continue
+        halves = compare.split(part) if len(part) > _FEW else None
+        if halves is None:
+            yield part
+        else:
+            waiting.extend(halves)
+
+
+def _best_first(part: Places, compare: Comparison, asked: npt.NDArray[np.bool_], found: Places) -> None:
+    """For many rows that are much alike: the best row finds all its likes at once, and they need not look further."""
+    looking = part[asked[part]]
+    for best in part:
+        looking = looking[looking > best]
+        if not len(looking):
+            return
+        near = compare(np.full(len(looking), best), looking)
+        found[looking[near]] = np.minimum(found[looking[near]], best)
+        looking = looking[~near]
+
+
+def _all_at_once(parts: Sequence[Places], compare: Comparison, asked: npt.NDArray[np.bool_], found: Places) -> None:
+    """For many small parts: each row with the one before it, with the one before that, and so on, in all parts."""
+    row, part = np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(one) for one in parts])
+    at, back = np.flatnonzero(asked[row]), 1
     while len(at := at[at >= back]):
-        at = at[key[at - back] == key[at]]
-        near = at[compare(at - back, at)]
-        found[near] = near - back  # a longer way back is a better row
+        at = at[part[at - back] == part[at]]
+        near = at[compare(row[at - back], row[at])]
+        np.minimum.at(found, row[near], row[near - back])
         back += 1
-    return found
 
 
 def refuse_the_alike(ask: Callable[[Among | None], npt.NDArray[np.void]]) -> npt.NDArray[np.void]:

@@ -7,13 +7,13 @@ from functools import partial
 from pipeline.all_pairs import meet, nearest
 from pipeline.build_job import BuildJob
 from pipeline.duplicates import (
+    LOOK_KEYS_A_ROW,
     RANKED,
     DuplicateSettings,
     LooksAlike,
     exact_columns,
     exact_keys,
     look_keys,
-    look_keys_a_row,
     repeated,
 )
 from pipeline.pool import Pool
@@ -35,5 +35,5 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
     if (near := settings.near) is not None:
         columns = (*RANKED, "hash", "thumbnail")
         keys, alike = partial(look_keys, settings=near), partial(LooksAlike, settings=near)
-        pool = nearest(pool, "duplicates.near", "near_duplicate", columns, keys, look_keys_a_row(near), alike)
+        pool = nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
     return pool

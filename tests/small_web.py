@@ -102,6 +102,22 @@ def drip(content: bytes, pause_s: float, closing: threading.Event | None = None)
     return answer
 
 
+def endless(head: bytes, block: bytes) -> Answer:
+    """A head, then the same block again and again, until the client leaves."""
+
+    def answer(connection: socket.socket, before: int) -> None:
+        connection.sendall(head)
+        while True:
+            connection.sendall(block)
+
+    return answer
+
+
+ENDLESS_CHUNKS = endless(
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n"
+)
+
+
 def never(connection: socket.socket, before: int) -> None:
     """Nothing, until the client leaves."""
     connection.recv(1)

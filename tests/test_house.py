@@ -55,6 +55,7 @@ DOORS = {
         "pipeline.task_window",
         "pipeline.listing",
         "pipeline.download",
+        "pipeline.host_slots",
         "pipeline.annotate",
         "pipeline.judge",
         "pipeline.all_pairs",

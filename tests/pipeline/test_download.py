@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import email.utils
 import hashlib
 import io
+import json
+import re
 import socket
 import ssl
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from PIL import Image
-from small_web import after, drip, never, raw, reply, small_web
+from pydantic import ValidationError
+from small_web import ENDLESS_CHUNKS, after, drip, endless, never, raw, reply, small_web
 
 from pipeline.download import download
 from pipeline.download_settings import DownloadSettings
-from pipeline.fetch import GuardedOpener, Limits, Route
+from pipeline.fetch import GuardedOpener, Limits, Names, Route
 from pipeline.fetch_rows import Fate, fetch_rows
+from pipeline.host_slots import SharedSlots, shared_slots
 from pipeline.pair import pair_id
-from pipeline.refusal import Refusal
+from pipeline.refusal import Refusal, from_text
 from pipeline.snapshot import (
     SNAPSHOT_SCHEMA,
     commit_shard,
@@ -47,6 +60,9 @@ def limits(**more: object) -> Limits:
     options = {"timeout_s": 1.0, "max_bytes": 100_000, "max_redirects": 3, "user_agent": "test/1 (me@here.example)",
                "allow_private": ("127.0.0.0/8",)}  # fmt: skip
     return Limits(**(options | more))  # type: ignore[arg-type]
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def get(url: str, **more: object) -> bytes:
@@ -88,9 +104,17 @@ def test_every_kind_of_body_is_read_whole() -> None:
         (reply(b""), "empty_body"),
         (reply(b"", "204 No Content"), "empty_body"),
         (reply(b"abc", length=10), "truncated"),
-        (raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"), "truncated"),
+        (raw(CHUNKED + b"ff\r\nabc"), "truncated"),
         (reply(b"x", length=100_001), "too_large_bytes"),
         (raw(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 100_001), "too_large_bytes"),
+        (reply(b"x", length=10 * 2**30), "too_large_bytes"),
+        (ENDLESS_CHUNKS, "too_large_bytes"),
+        (endless(CHUNKED + b"fffffffffffff\r\n", b"x" * 65536), "too_large_bytes"),
+        (endless(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65536), "connection_failed"),
+        (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "timeout"),
+        (raw(CHUNKED + b"number\r\n"), "truncated"),
+        (reply(b"", "302 Found", Location="http://[::1/"), "malformed_url"),
+        (reply(b"", "302 Found", Location=""), "redirect_loop"),
         (raw(b""), "connection_failed"),
         (raw(b"SSH-2.0-OpenSSH\r\n"), "connection_failed"),
         (raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"), "connection_failed"),
@@ -116,6 +140,110 @@ def test_a_server_that_drips_for_ever_is_left_in_time(head: bytes) -> None:
         began = time.monotonic()
         assert refused(web.url("/x"), timeout_s=0.6) == "timeout"
         assert time.monotonic() - began < 1.5
+
+
+def test_a_handshake_that_drips_for_ever_is_left_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                for byte in b"\x16\x03\x03\x40\x00" + bytes(200):
+                    time.sleep(0.05)
+                    connection.sendall(bytes([byte]))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        began = time.monotonic()
+        assert refused(f"https://127.0.0.1:{server.getsockname()[1]}/", timeout_s=0.5) == "timeout"
+        assert time.monotonic() - began < 1.5
+        thread.join()
+
+
+def test_a_name_that_does_not_resolve_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve, released, asked = socket.getaddrinfo, threading.Event(), Counter[str]()
+
+    def slow(host: str, *more: Any, **options: Any) -> Any:
+        asked[host] += 1
+        if host == "slow.example":
+            released.wait(20)
+        return resolve("127.0.0.1" if host.endswith(".example") else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with small_web({"/x": reply(b"here")}) as web:
+        with pytest.raises(Refusal) as caught:
+            get(web.url("/x", host="slow.example"), timeout_s=0.3)
+        assert (caught.value.reason, caught.value.detail[:28]) == ("dns", "the name did not resolve in ")
+        assert [get(web.url("/x", host="quick.example")) for _ in range(3)] == [b"here"] * 3, "others go on"
+        assert asked == {"slow.example": 1, "quick.example": 1}, "a name is asked for once"
+        assert refused(web.url("/x", host="quick.example"), allow_private=()) == "private_address", "known or not"
+        released.set()
+
+
+def test_names_are_kept_for_a_while_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter[str]()
+
+    def resolve(host: str, *_: Any, **__: Any) -> Any:
+        asked[host] += 1
+        if host == "lost.example":
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("1.1.1.1", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    names = Names(found_s=60, lost_s=0.1, most=2, threads=2)
+
+    def ask(host: str) -> None:
+        with contextlib.suppress(Refusal):
+            names.places(host, 80, time.monotonic() + 5)
+
+    for host in ("lost.example", "lost.example", "a.example", "a.example"):
+        ask(host)
+    assert asked == {"lost.example": 1, "a.example": 1}
+    time.sleep(0.15)
+    for host in ("lost.example", "a.example", "b.example", "a.example"):
+        ask(host)
+    assert asked == {"lost.example": 2, "a.example": 2, "b.example": 1}, "two are kept, the oldest goes"
+
+
+ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
+
+
+@pytest.mark.parametrize(
+    ("headers", "refuses"),
+    [
+        (["noai"], True), (["NoAI"], True), (["nofollow , noindex"], True), (["none"], True), (["all"], False),
+        (["noarchive"], False), ([""], False), (["nofollow", "noimageai"], True), (["HiClip: noai"], True),
+        (["hiclip : NOAI"], True), (["*: noai"], True), (["otherbot: noai"], False),
+        (["otherbot: noai, noindex"], False),
+        (["otherbot: noai, hiclip: noindex"], True), (["otherbot: noai", "noindex"], True),
+        (["noindex, max-image-preview:large"], True), (["max-image-preview: large, noindex"], True),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], True), (["hiclip: max-snippet: 5, noai"], True),
+        (["unavailable_after: Tuesday, 25 Jun 2030 15:00:00 PST"], False), (["otherbot: max-snippet: 5, noai"], False),
+    ],
+)  # fmt: skip
+def test_who_opts_out(headers: list[str], refuses: bool) -> None:
+    lines = "".join(f"x-ROBOTS-tag: {one}\r\n" for one in headers)
+    answer = raw(f"HTTP/1.1 200 OK\r\n{lines}Content-Length: 4\r\n\r\nhere".encode())
+    with small_web({"/x": answer}) as web:
+        if refuses:
+            assert refused(web.url("/x"), opt_out=ROBOTS, user_agent_token="hiclip") == "opt_out"
+        else:
+            assert get(web.url("/x"), opt_out=ROBOTS, user_agent_token="hiclip") == b"here"
+        assert get(web.url("/x")) == b"here", "where the job says so"
+
+
+@pytest.mark.parametrize(
+    ("status", "after_s", "expected"),
+    [("429 Slow", "7", 7), ("503 Busy", " 120 ", 120), ("429 Slow", "soon", 0), ("429 Slow", "-1", 0),
+     ("404 No", "7", 0), ("503 Busy", "Mon, 32 Foo 2001 00:00:00 GMT", 0),
+     ("503 Busy", "Fri, 01 Jan 2021 00:00:00 GMT", 0),
+     ("503 Busy", email.utils.formatdate(time.time() + 500, usegmt=True), 500), ("503 Busy", "9" * 5000, 999_999_999)],
+)  # fmt: skip
+def test_a_server_may_ask_for_patience(status: str, after_s: str, expected: float) -> None:
+    with small_web({"/x": reply(b"", status, Retry_After=after_s)}) as web, pytest.raises(Refusal) as caught:
+        get(web.url("/x"))
+    assert caught.value.retry_after_s == pytest.approx(expected, abs=60)
+    assert from_text(str(caught.value)).retry_after_s == caught.value.retry_after_s
 
 
 def test_nobody_listens_and_nobody_is_called_so() -> None:
@@ -229,10 +357,44 @@ SETTINGS = DownloadSettings(
 )
 
 
+def started(urls: list[str], port: int, settings: DownloadSettings, slots: SharedSlots | None = None) -> Any:
+    routes = (Route("*.example", "127.0.0.1", port),)
+    return ray.remote(fetch_rows).options(num_cpus=2).remote(urls, settings, routes, slots)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encode_format": "png"}, "expected 0..9 with encode_format png, came 95"),
+        ({"user_agent": "a\r\nCookie: b"}, "user_agent"),
+        ({"user_agent": "a ü"}, "user_agent"),
+        ({"connections_per_host": 0}, "connections_per_host"),
+        ({"downscale_interpolation": "sharp"}, "downscale_interpolation"),
+    ],
+)
+def test_settings_that_would_refuse_every_row(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        DownloadSettings(**settings)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_interpolation_is_what_the_job_says() -> None:
+    with small_web({"/x": reply(picture(size=(31, 31)))}) as web:
+        stored = [
+            fates(["http://a.example/x"], web.port, SETTINGS.model_copy(update=options | {"enlarge": True}))[0].image
+            for options in (
+                {"image_px": 64, "upscale_interpolation": "nearest"},
+                {"image_px": 64, "upscale_interpolation": "linear"},
+                {"image_px": 16, "downscale_interpolation": "nearest"},
+                {"image_px": 16, "downscale_interpolation": "linear"},
+            )
+        ]
+    assert len({*stored, None}) == 5, "four pictures, all different"
+
+
 def fates(urls: list[str], port: int, settings: DownloadSettings = SETTINGS) -> list[Fate]:
     """In a worker, as in a build: the guarded opener is installed in the process that fetches."""
-    routes = (Route("*.example", "127.0.0.1", port),)
-    found: list[Fate] = ray.get(ray.remote(fetch_rows).options(num_cpus=2).remote(urls, settings, routes))
+    found: list[Fate] = ray.get(started(urls, port, settings))
     return found
 
 
@@ -292,6 +454,161 @@ def test_see_through_is_laid_on_white() -> None:
         (fate,) = fates(["http://a.example/x"], web.port)
     with Image.open(io.BytesIO(fate.image or b"")) as stored:
         assert np.asarray(stored).min() >= 250
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_address_that_failed_waits_and_others_go_on() -> None:
+    settings = SETTINGS.model_copy(update={"connections": 1, "first_pause_s": 0.4, "retries": 1})
+    good = reply(picture())
+    with small_web({f"/{number}": good for number in range(5)}) as web:
+        web.answers["/flaky"] = after(1, good, reply(b"", "500 Oh"))
+        found = fates([f"http://a.example/{path}" for path in ("flaky", 0, 1, 2, 3, 4)], web.port, settings)
+        order = [request.split()[1] for request in web.requests]
+    assert [fate.reason for fate in found] == [None] * 6
+    assert order[0] == order[-1] == "/flaky"
+    assert sorted(order[1:-1]) == ["/0", "/1", "/2", "/3", "/4"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_host_that_asks_for_patience_is_left_alone_and_other_hosts_are_not() -> None:
+    settings = SETTINGS.model_copy(update={"connections": 1, "first_pause_s": 0, "retries": 1, "max_pause_s": 0.5})
+    with small_web({f"/{number}": reply(picture()) for number in range(4)}) as web:
+        web.answers["/busy"] = after(1, reply(picture()), reply(b"", "429 Slow", Retry_After="3600"))
+        urls = ["http://a.example/busy", "http://a.example/0", "http://a.example/1", "http://b.example/2",
+                "http://b.example/3"]  # fmt: skip
+        began = time.monotonic()
+        found = fates(urls, web.port, settings)
+        took = time.monotonic() - began
+        order = [request.split()[1] for request in web.requests]
+    assert [fate.reason for fate in found] == [None] * 5
+    assert order[:3] == ["/busy", "/2", "/3"]
+    assert sorted(order[3:]) == ["/0", "/1", "/busy"]
+    assert 0.5 < took < 30, "no pause is longer than max_pause_s"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_hosts_with_many_rows_do_not_keep_the_others_waiting() -> None:
+    settings = SETTINGS.model_copy(update={"connections": 4, "connections_per_host": 1})
+    with small_web({f"/{number}": reply(picture()) for number in range(40)}) as web:
+        web.answers["/other"] = reply(picture())
+        urls = [f"http://{'ab'[number % 2]}.example/{number}" for number in range(40)]
+        fates([*urls, *(f"http://{number}.example/other" for number in range(8))], web.port, settings)
+        order = [request.split()[1] for request in web.requests]
+    assert len(order) == 48
+    assert max(place for place, path in enumerate(order) if path == "/other") < 40
+
+
+class Crowd:
+    """Counts how many connections are served at a time."""
+
+    def __init__(self, body: bytes, each_s: float, begins: threading.Event | None = None) -> None:
+        self._answer, self._each_s, self._lock = reply(body), each_s, threading.Lock()
+        self._begins = begins
+        self.now = self.most = 0
+
+    def __call__(self, connection: socket.socket, before: int) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        if self._begins is not None:
+            self._begins.wait(20)
+        time.sleep(self._each_s)
+        with self._lock:
+            self.now -= 1
+        self._answer(connection, before)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_all_tasks_together_open_no_more_connections_to_a_host_than_the_limit() -> None:
+    both = threading.Event()
+    crowded, alone, free = Crowd(picture(), 0.05, both), Crowd(picture(), 0.05), Crowd(picture(), 0.05)
+    patient = SETTINGS.model_copy(update={"timeout_s": 30})
+
+    def begin(connection: socket.socket, before: int) -> None:
+        if before == 1:
+            both.set()  # the second task is here
+        reply(picture())(connection, before)
+
+    slots = shared_slots(3)
+    with small_web({f"/{number}": crowded for number in range(24)} | {"/free": free, "/begin": begin}) as web:
+        urls = [f"http://a.example/{number}" for number in range(24)]
+        others = [f"http://{number}.example/free" for number in range(8)] + ["http://begin.example/begin"]
+        tasks = [started([*urls[half::2], *others], web.port, patient, slots) for half in (0, 1)]
+        assert [fate.reason for found in ray.get(tasks) for fate in found] == [None] * 42
+        web.answers = {f"/{number}": alone for number in range(24)}
+        fates(urls, web.port, SETTINGS.model_copy(update={"connections_per_host": 2}))
+    assert crowded.most in (2, 3), "of two tasks with eight connections each"
+    assert alone.most == 2, "a call without a crowd keeps to the job's limit"
+    assert free.most > 3, "rows of other hosts do not wait for one"
+
+
+@pytest.mark.usefixtures("ray_session")
+@examples(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a.example", "B.example", "c.example", "no-such-host.invalid", "127.0.0.1:9", ""]),
+                  st.integers(0, 11)),
+        max_size=25,
+    ),
+    st.integers(1, 9), st.integers(1, 3),
+)  # fmt: skip
+def test_every_address_has_one_fate_whatever_the_web_does(
+    rows: list[tuple[str, int]], connections: int, per_host: int
+) -> None:
+    good = picture()
+    faults = [
+        reply(good), reply(good[:-20]), reply(b"<html>"), reply(b"", "429 Slow", Retry_After="1"), raw(b"\xff" * 100),
+        reply(good, length=10**10), after(1, reply(good), raw(b"")), never, reply(good, X_Robots_Tag="noai"),
+        reply(b"", "302 Found", Location="http://b.example/0"), ENDLESS_CHUNKS, reply(b"", "302 Found", Location="?"),
+    ]  # fmt: skip
+    settings = SETTINGS.model_copy(
+        update={
+            "timeout_s": 0.5, "retries": 1, "max_pause_s": 0.1, "connections": connections,
+            "connections_per_host": per_host,
+        }
+    )  # fmt: skip
+    with small_web({f"/{number}": answer for number, answer in enumerate(faults)}) as web:
+        found = fates([f"http://{host}/{number}" for host, number in rows], web.port, settings)
+    assert len(found) == len(rows)
+    for (host, number), fate in zip(rows, found, strict=True):
+        assert (fate.image is None) != (fate.reason is None)
+        assert fate.reason != "failed", fate.detail
+        if host.endswith(".example") and number in (0, 6, 9) and fate.reason != "timeout":
+            assert fate.image is not None or (number == 6 and rows.count((host, number)) > 1), fate
+
+
+MEMORY = """
+import json, resource, sys
+from pipeline.download_settings import DownloadSettings
+from pipeline.fetch import Route
+from pipeline.fetch_rows import fetch_rows
+
+port, addresses, connections, max_bytes = map(int, sys.argv[1:])
+settings = DownloadSettings(retries=0, connections=connections, connections_per_host=connections, max_bytes=max_bytes)
+
+def reasons(path, count):
+    urls = [f"http://{number}.example/{path}" for number in range(count)]
+    return [fate.reason for fate in fetch_rows(urls, settings, [Route("*.example", "127.0.0.1", port)])]
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+assert reasons("picture", 2 * connections) == [None] * 2 * connections
+before = peak()
+found = reasons("endless", addresses)
+print(json.dumps([peak() - before, sorted(set(found))]))
+"""
+
+
+def test_the_memory_of_a_worker_is_that_of_its_connections() -> None:
+    """300 servers that would send without end: the bodies in flight are all that is held."""
+    connections, max_bytes = 8, 2 * 2**20
+    with small_web({"/endless": ENDLESS_CHUNKS, "/picture": reply(picture())}) as web:
+        arguments = [str(number) for number in (web.port, 300, connections, max_bytes)]
+        done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True)
+    grown, reasons = json.loads(done.stdout)
+    assert reasons == ["too_large_bytes"]
+    assert grown < connections * max_bytes + 24 * 2**20, f"{grown / 2**20:.1f} MiB"
 
 
 def rows(count: int) -> pa.Table:

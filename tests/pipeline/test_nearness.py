@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import ray
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_pool import small_pool, verdicts_by_name
 
 from pipeline.all_pairs import nearest
 from pipeline.keyed_hash import mixed
-from pipeline.nearness import best_alike, ranks, refuse_the_alike, row_of
+from pipeline.nearness import Places, best_alike, ranks, refuse_the_alike, row_of
 from pipeline.pair import pair_numbers
 
 CELL = 8
@@ -43,9 +42,19 @@ def spread(pairs: pa.Table, reach: int) -> pa.Table:
     )  # fmt: skip
 
 
-def within(rows: pa.Table, reach: int) -> Callable[..., npt.NDArray[np.bool_]]:
-    places = np.stack([np.asarray(rows["x"]), np.asarray(rows["y"])], axis=1)
-    return lambda left, right: np.abs(places[left] - places[right]).max(axis=1, initial=0) <= reach
+class Within:
+    """Points that are no further apart than `reach` in x and in y."""
+
+    def __init__(self, rows: pa.Table, reach: int) -> None:
+        self._at, self._reach = np.stack([np.asarray(rows["x"]), np.asarray(rows["y"])], axis=1), reach
+
+    def __call__(self, left: Places, right: Places) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.abs(self._at[left] - self._at[right]).max(axis=1, initial=0) <= self._reach)
+
+    def split(self, places: Places) -> tuple[Places, Places] | None:
+        x = 2 * self._at[places, 0]
+        halves = places[x <= np.median(x) + self._reach], places[x >= np.median(x) - self._reach]
+        return halves if max(map(len, halves)) < 0.9 * len(places) else None
 
 
 def table(points: list[tuple[int, int, int]]) -> list[dict[str, int | str]]:
@@ -67,13 +76,16 @@ def one_pass(points: list[tuple[int, int, int]], reach: int) -> dict[int, int]:
     return refused
 
 
-@settings(max_examples=150, deadline=None)
-@given(POINTS, st.integers(0, 5), st.integers(1, 5))
-def test_rounds_refuse_what_one_pass_refuses(points: list[tuple[int, int, int]], reach: int, buckets: int) -> None:
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(POINTS, st.integers(0, 5), st.integers(1, 5), st.sampled_from((2, 5, 128)))
+def test_rounds_refuse_what_one_pass_refuses(
+    monkeypatch: pytest.MonkeyPatch, points: list[tuple[int, int, int]], reach: int, buckets: int, few: int
+) -> None:
+    monkeypatch.setattr("pipeline.nearness._FEW", few)
     keys = spread(pa.Table.from_pylist(table(points)), reach)
     number = np.asarray(keys["key"]) % np.uint64(buckets)
     parts = [keys.filter(pa.array(number == bucket)) for bucket in range(buckets)]
-    alike = partial(within, reach=reach)
+    alike = partial(Within, reach=reach)
     edges = refuse_the_alike(lambda among: np.concatenate([best_alike(part, alike, among) for part in parts]))
     found = {int(row_of(edge["rank"])): int(row_of(edge["best"])) for edge in edges}
     assert found == one_pass(points, reach)
@@ -97,7 +109,7 @@ def test_tasks_refuse_what_one_pass_refuses(tmp_path: Path, shards_per_span: int
     columns = pa.schema([pa.field("x", pa.int64()), pa.field("y", pa.int64())])
     pool = small_pool(tmp_path, table(points), columns, per_shard=20, shards_per_span=shards_per_span)  # type: ignore[arg-type]
     reads = ("pair_id", "original_width", "x", "y")
-    alike, keys = partial(within, reach=2), partial(spread, reach=2)
+    alike, keys = partial(Within, reach=2), partial(spread, reach=2)
     pool = nearest(pool, "near.points", "too_near", reads, keys, 2, alike)
     expected = one_pass(points, 2)  # type: ignore[arg-type]
     assert len(expected) > 20
