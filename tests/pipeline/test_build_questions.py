@@ -350,9 +350,9 @@ def test_the_card_says_what_was_counted(built: BuildJob) -> None:
     for source, licence in (("left", "CC0 1.0"), ("right", "not stated")):
         share = f"{kept[source] / listed[source]:.1%}"
         assert f"| {source} | {listed[source]} | {kept[source]} | {share} | {licence} |" in card
-    for words in (manifest.fingerprint, "someone@example.org", "min_words: 2", "Opt-outs honoured: 1 picture", "`language`, version 1",
-                  "| image_size |", "duplicate_image 1", manifest.snapshot, "pyarrow"):  # fmt: skip
-        assert words in card, words
+    words = (manifest.fingerprint, manifest.snapshot, "someone@example.org", "min_words: 2", "| image_size |",
+             "`language`, version 1", "duplicate_image 1", "Opt-outs honoured: 1 picture", "pyarrow")  # fmt: skip
+    assert [word for word in words if word not in card] == []
     assert "None" not in card
 
 
