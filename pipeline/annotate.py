@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
@@ -86,8 +87,16 @@ class _Writing:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if rows.num_rows and (number := rows["shard"][0].as_py()) in self.lacking:
-            self.place.write(self.snapshot, number, self.annotation.annotate(rows))
+            self.place.write(self.snapshot, number, self._found(rows))
         return rows
+
+    def _found(self, rows: pa.Table) -> pa.Table:
+        """The annotation's columns; null where it would look at a picture and there is none."""
+        if "image" not in self.annotation.reads:
+            return self.annotation.annotate(rows)
+        there = np.asarray(rows["image"].is_valid())
+        found = self.annotation.annotate(rows.filter(pa.array(there))).select(self.place.columns.names)
+        return found.combine_chunks().take(pa.array(np.cumsum(there) - 1, mask=~there))
 
 
 class _Actor:

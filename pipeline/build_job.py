@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations import AnyAnnotation
 from pipeline.bill_settings import BillSettings
 from pipeline.download_settings import SAMPLE_CRAWL, DownloadSettings
@@ -99,5 +100,10 @@ class BuildJob(Job):
 
     def fingerprint(self) -> str:
         """Hex sha256 of the keys that decide what is in the dataset."""
-        at_any_pace = self.model_copy(update={"download": DownloadSettings(**self.download.deciding())})
+        at_any_pace = self.model_copy(
+            update={
+                "download": DownloadSettings(**self.download.deciding()),
+                "annotations": tuple(one.model_copy(update={"resources": Resources()}) for one in self.annotations),
+            }
+        )
         return job_fingerprint(at_any_pace, leave_out=DECIDES_NOTHING)

@@ -105,7 +105,7 @@ def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:
 
     Where no cell of two thumbnails differs by more than c, no mean of cells does. So a key is a cell of a grid over
     seven means (the brightness of the quarters and the colour of the middle), and a pair near the edge of its cell
-    stands in the next one too. What shares a key is then parted further by the thumbnails themselves (`LooksAlike.split`).
+    stands in the next one too. What shares a key is then parted by the thumbnails themselves (`LooksAlike.split`).
     """
     hashes, thumbnails = np.asarray(pairs["hash"], np.uint64), _pixels(pairs)
     cells, row = _grid_cells(thumbnails, settings.max_cell)

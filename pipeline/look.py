@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
 
 LOOK_SIDE = 8  # px, of the colour thumbnail
@@ -40,7 +40,7 @@ class Look(Settings):
 
     def annotate(self, pairs: pa.Table) -> pa.Table:
         """Looks at every picture; about 2,000 a second on one core at 128 px."""
-        found = [(None, None) if image is None else look(image) for image in pairs["image"].to_pylist()]
+        found = [look(image) for image in pairs["image"].to_pylist()]
         for field, values in zip(self.columns, zip(*found, strict=True) if found else ((), ()), strict=True):
             pairs = pairs.append_column(field, pa.array(values, field.type))
         return pairs

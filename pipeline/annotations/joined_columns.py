@@ -13,23 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
-from pipeline.keyed_tables import all_rows, check_table, rows_of_keys
+from pipeline.keyed_tables import all_rows, check_table, rows_of_keys, table_identity
 from pipeline.manifest import DatasetError
 from pipeline.storage import absolute, folder
 
-_TYPES = {"string": pa.string(), "binary": pa.binary(), "float": pa.float32(), "int": pa.int64(), "bool": pa.bool_()}
-Type = Literal["string", "binary", "float", "int", "bool"]
+_TYPES = {
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "float": pa.float32(),
+    "floats": pa.list_(pa.float32()),
+    "int": pa.int64(),
+    "bool": pa.bool_(),
+}
+Type = Literal["string", "binary", "float", "floats", "int", "bool"]
 
 
 class JoinedColumnsAnnotation(Settings):
     """The columns of `adds`, from the row of a table that has the pair's key; null where the table has no such row."""
 
-    name: Literal["joined_columns"] = "joined_columns"
     version: ClassVar[int] = 1
-    reads: ClassVar[tuple[str, ...]] = ("pair_id", "url")
-    resources: Resources = Resources()
+    name: Literal["joined_columns"] = "joined_columns"
     table: Annotated[str, Field(min_length=1)]
     """Parquet file or a folder of them, a path or s3://."""
     key: Literal["pair_id", "url"] = "pair_id"
@@ -39,6 +44,13 @@ class JoinedColumnsAnnotation(Settings):
     """Columns to take and their types: `{object_tags: string, caption_summary: string}`."""
     sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
     """Of the file. With it the job says which bytes the dataset is made from, and other bytes are refused."""
+    resources: Resources = Resources()
+    """What a worker of it takes; decides nothing of the dataset."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the snapshot that it needs."""
+        return (self.key,)
 
     @property
     def columns(self) -> pa.Schema:
@@ -46,8 +58,8 @@ class JoinedColumnsAnnotation(Settings):
         return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in self.adds.items()])
 
     def deciding(self) -> dict[str, Any]:
-        """What its columns depend on."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """All that its values follow from: the table by what is in it, wherever it lies."""
+        return {"table": table_identity(self.table), "key": self.key, "adds": self.adds}
 
     def ready(self) -> JoinedColumnsAnnotation:
         """Looks into the table, so that a fault in it is said before anything is fetched."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.annotations.resources import Resources
+from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
 
 _GUESSES = 8  # a wanted language that is not among the likeliest eight has no say
@@ -19,22 +19,23 @@ class LanguageAnnotation(Settings):
     The scores are the model's probabilities, 0..1, of the likeliest language and of all wanted ones together.
     """
 
-    name: Literal["language"] = "language"
     version: ClassVar[int] = 1
     reads: ClassVar[tuple[str, ...]] = ("caption",)
-    resources: Resources = Resources()
+    name: Literal["language"] = "language"
     wanted: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
     """The languages that the dataset is for, ISO 639-1."""
+    resources: Resources = Resources()
+    """What a worker of it takes; decides nothing of the dataset."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Its settings without `resources`, as JSON would hold them: all that its values follow from."""
+        return self.model_dump(mode="json", exclude={"resources"})
 
     @property
     def columns(self) -> pa.Schema:
         """The columns that it adds."""
         scores = [pa.field(name, pa.float32()) for name in ("language_score", "wanted_language_score")]
         return pa.schema([pa.field("language", pa.string()), *scores])
-
-    def deciding(self) -> dict[str, Any]:
-        """What its columns depend on."""
-        return self.model_dump(mode="json", exclude={"resources"})
 
     def ready(self) -> LanguageAnnotation:
         """Itself: it needs nothing."""

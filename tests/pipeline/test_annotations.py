@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.annotation_resources import Resources
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
+from pipeline.annotations.language import LanguageAnnotation
 from pipeline.jobfile import InputError
 
 PAIRS = pa.table({"url": ["http://b/2", "http://a/1", "http://c/3"], "caption": ["two", "one", "three"]})
@@ -69,3 +71,18 @@ def test_a_table_that_is_not_what_the_job_says(tmp_path: Path, key: str, adds: d
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.parquet"):
         JoinedColumnsAnnotation(table=str(tmp_path / "nothing.parquet"), adds={"n": "int"}).ready()
+
+
+def test_lists_of_numbers_join(tmp_path: Path) -> None:
+    table = written(tmp_path, url=["http://a/1"], embedding=[[0.5, 0.25]])
+    found = JoinedColumnsAnnotation(table=table, key="url", adds={"embedding": "floats"}).annotate(PAIRS)
+    assert found.schema.field("embedding").type == pa.list_(pa.float32())
+    assert found["embedding"].to_pylist() == [None, [0.5, 0.25], None]
+
+
+def test_resources_decide_nothing() -> None:
+    many = LanguageAnnotation(resources=Resources(cpus=2, workers=(1, 4)))
+    assert many.deciding() == LanguageAnnotation().deciding() == {"name": "language", "wanted": ["en"]}
+    assert many.deciding() != LanguageAnnotation(wanted=("de",)).deciding()
+    with pytest.raises(ValueError, match="expected the least before the most"):
+        Resources(workers=(4, 1))
