@@ -18,6 +18,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from rich.console import Console, RenderableType
+from small_pool import small_pool
 from small_web import SmallWeb, reply, small_web
 
 from pipeline import build_record
@@ -26,6 +27,7 @@ from pipeline.build_job import BuildJob
 from pipeline.command import WithValue, console, run_command
 from pipeline.drift import drift, shares_of, wilson
 from pipeline.explain import explain, read_pair_id
+from pipeline.facts import facts_of, total_facts
 from pipeline.jobfile import JobError, make_job
 from pipeline.manifest import MANIFEST, DatasetError, read_manifest
 from pipeline.mlflow_tracker import UNDELIVERED
@@ -354,6 +356,15 @@ def test_the_card_says_what_was_counted(built: BuildJob) -> None:
              "`language`, version 1", "duplicate_image 1", "Opt-outs honoured: 1 picture", "pyarrow")  # fmt: skip
     assert [word for word in words if word not in card] == []
     assert "None" not in card
+
+
+def test_the_share_that_is_not_safe_is_of_the_kept_pairs_that_were_rated(tmp_path: Path) -> None:
+    scores = [0.1, 0.5, 0.9, None, 0.2, 0.7, 0.95]
+    rows = [{"pair_id": f"{number:016x}", "unsafe_score": score} for number, score in enumerate(scores)]
+    rows[-1] |= {"step": "score", "reason": "score_too_high"}
+    pool = small_pool(tmp_path, rows, pa.schema([pa.field("unsafe_score", pa.float32())]))
+    facts = total_facts(facts_of(pool, span)[0] for span in range(pool.spans))
+    assert (facts.unsafe, facts.rated, pool.spans) == (3, 5, 2)
 
 
 def command(tmp_path: Path, job: BuildJob, *options: str) -> int:
