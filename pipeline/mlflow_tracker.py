@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import tempfile
 import threading
@@ -40,7 +39,6 @@ PATIENCE_S = 120.0
 _LONGEST_PAUSE_S = 30.0  # between two tries
 _MOST_METRICS = 1000  # of one request: MLflow's limit
 _MOST_REFUSALS = 20  # that are said
-_NOT_OF_A_NAME = re.compile(r"[^\w.:/ -]", re.ASCII)  # MLflow refuses the wildcards of a host, for one
 _T = TypeVar("_T")
 
 
@@ -321,4 +319,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield _NOT_OF_A_NAME.sub("_", f"{prefix}{key}"), str(value)
+            yield f"{prefix}{key}", str(value)
