@@ -32,7 +32,8 @@ _REFUSED_A_FILE = 1_000_000
 
 def over_spans(pool: Pool, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> Iterator[Any]:
     """`function` of the rows that are left in every span (`row` and `columns`), in the order of spans."""
-    return in_turn(_span_task, ((pool, span, tuple(columns), function) for span in range(pool.spans)))
+    shared = ray.put(function)  # it may hold much
+    return in_turn(_span_task, ((pool, span, tuple(columns), shared) for span in range(pool.spans)))
 
 
 def _span_task(pool: Pool, span: int, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> tuple[int, Any]:
@@ -42,8 +43,9 @@ def _span_task(pool: Pool, span: int, columns: Sequence[str], function: Callable
 def each(pool: Pool, step: str, columns: Sequence[str], decide: Decide) -> Pool:
     """The pool without the rows that `decide` refuses, which looks at a span (`row` and `columns`) at a time."""
     pool.work.remove(f"refused/{step}")
+    shared = ray.put(decide)  # it may hold much
     with progress(step, pool.spans, "spans") as advance:
-        _run(_each_task, ((pool, step, span, tuple(columns), decide) for span in range(pool.spans)), advance)
+        _run(_each_task, ((pool, step, span, tuple(columns), shared) for span in range(pool.spans)), advance)
     return pool.after(step, pool.spans)
 
 

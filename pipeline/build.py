@@ -77,7 +77,7 @@ def build(job: BuildJob, recorded: bool = False) -> str:
 def _carry_out(job: BuildJob, target: Folder, there: list[SnapshotShard] | None = None) -> Manifest:
     """`there`: the shards of the job's snapshot, where it is whole and nothing may be asked of the web."""
     watch = Stopwatch()
-    annotations, filters = [one.ready() for one in job.annotations], [one.ready() for one in job.filters]
+    ready = job.ready()
     # Ray and img2dataset load below here: a mistake in the job or a missing list is said at once.
     from pipeline.annotate import annotate
     from pipeline.build_end import dataset_schema, gather_facts, write_kept, write_ledger
@@ -99,7 +99,7 @@ def _carry_out(job: BuildJob, target: Folder, there: list[SnapshotShard] | None 
             with open_routes(job) as routes, progress("download", listing.num_rows, "rows") as advance:
                 there = download(listing, job.download, routes, snapshot, advance)
         watch.lap("download")
-        wanted = [*annotations, Look()] if job.looks else annotations
+        wanted = [*ready.annotations, Look()] if job.looks else list(ready.annotations)
         with progress("annotate", listing.num_rows, "rows") as advance:
             annotate(snapshot, [shard.rows for shard in there], wanted, advance)
         watch.lap("annotate")
@@ -112,9 +112,9 @@ def _carry_out(job: BuildJob, target: Folder, there: list[SnapshotShard] | None 
             annotations=tuple(annotated(one) for one in wanted),
         )
         with progress("filter", pool.rows, "rows") as advance:
-            judge(pool, with_thresholds(pool, filters), advance)
+            judge(pool, with_thresholds(pool, ready.filters), advance)
         watch.lap("filter")
-        pool = select(pool, job)
+        pool = select(pool, ready)
         watch.lap("select")
         tally = write_ledger(listing, pool, target)
         funnel = make_funnel(tally, job.steps)
@@ -124,7 +124,7 @@ def _carry_out(job: BuildJob, target: Folder, there: list[SnapshotShard] | None 
             console.print(funnel_table(funnel))
             raise DatasetError(f"{target.root}: no pair is left of {listing.rows:,} rows; the ledger there says why")
         with progress("shards", sum(kept), "pairs") as advance:
-            columns = dataset_schema(annotations)
+            columns = dataset_schema(ready.annotations)
             written = write_kept(pool, kept, columns, target, job.shards, advance)
         watch.lap("shards")
     types = {field.name: str(field.type) for field in columns}

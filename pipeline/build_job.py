@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from pipeline.annotation_resources import Resources
 from pipeline.annotations import AnyAnnotation
+from pipeline.balance import Balance
 from pipeline.bill_settings import BillSettings
+from pipeline.decontaminate import Decontaminate
 from pipeline.download_settings import SAMPLE_CRAWL, DownloadSettings
 from pipeline.duplicates import DuplicateSettings
 from pipeline.filters import AnyFilter
@@ -66,7 +68,11 @@ class BuildJob(Job):
     """Columns that are added to every downloaded pair, for filters and training to read."""
     filters: tuple[AnyFilter, ...] = ()
     """In this order; a pair is refused by the first that does not like it."""
+    decontaminate: Decontaminate | None = None
+    """Refuse pictures of evaluation sets; null: nobody looks."""
     duplicates: DuplicateSettings = DuplicateSettings()
+    balance: Balance | None = None
+    """Thin out what is common in captions, last of all; null: nothing is."""
     shards: ShardSettings = ShardSettings()
     tasks: TaskSettings = TaskSettings()
     card: CardSettings = CardSettings()
@@ -84,19 +90,34 @@ class BuildJob(Job):
         for one in self.filters:
             if missing := [column for column in one.needs if column not in columns]:
                 raise ValueError(f"filters.{one.name}: reads the column {missing[0]}, which no annotation adds")
+        if self.decontaminate is not None and (named := self.decontaminate.embedding) not in (None, *columns):
+            raise ValueError(f"decontaminate.embedding: reads the column {named}, which no annotation adds")
         if SAMPLE_CRAWL in self.download.connect_to.values() and self.sample_crawl is None:
             raise ValueError(f"sample_crawl: expected its folder, because download.connect_to names {SAMPLE_CRAWL}")
         return self
 
+    def ready(self) -> BuildJob:
+        """Itself with every file that its steps read looked at: a fault in one is said before anything is fetched."""
+        checked = {
+            "annotations": tuple(one.ready() for one in self.annotations),
+            "filters": tuple(one.ready() for one in self.filters),
+            "decontaminate": None if self.decontaminate is None else self.decontaminate.ready(),
+            "balance": None if self.balance is None else self.balance.ready(),
+        }
+        return self.model_copy(update=checked)
+
     @property
     def looks(self) -> bool:
         """Whether a step compares how pictures look."""
-        return self.duplicates.near is not None or self.duplicates.exact == "look_and_caption"
+        by_hash = self.duplicates.exact == "look_and_caption"
+        return self.duplicates.near is not None or by_hash or self.decontaminate is not None
 
     @property
     def steps(self) -> list[str]:
         """The steps that can refuse a row, in order."""
-        return ["list", "download", *(one.step for one in self.filters), "duplicates"]
+        before = [] if self.decontaminate is None else ["decontaminate"]
+        after = [] if self.balance is None else ["balance"]
+        return ["list", "download", *(one.step for one in self.filters), *before, "duplicates", *after]
 
     def fingerprint(self) -> str:
         """Hex sha256 of the keys that decide what is in the dataset."""

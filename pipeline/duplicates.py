@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.jobfile import Number, Settings
-from pipeline.keyed_hash import mixed
+from pipeline.keyed_hash import mixed, text_keys
 from pipeline.look import LOOK_BYTES, LOOK_SIDE
 from pipeline.nearness import Places, ranks
 from pipeline.pair import pair_numbers
@@ -45,6 +45,8 @@ class DuplicateSettings(Settings):
     same difference hash beside the same caption (COYO's rule); null: keep them."""
     near: NearDuplicates | None = NearDuplicates()
     """Refuse pictures that look the same; null: keep them."""
+    common_captions: Annotated[int, Field(ge=1)] | None = None
+    """Refuse all pairs whose caption, letter for letter, more than so many pairs have (COYO: 10); null: keep them."""
 
 
 _AT_ONCE = 16_384
@@ -89,6 +91,25 @@ def repeated(met: pa.Table) -> pa.Table:
         "reason": pa.repeat(pa.scalar("duplicate_image"), worse.num_rows),
         "detail": pc.binary_join_element_wise("of", better["pair_id"], " "),
         "of": better["row"],
+    }
+    return pa.table(columns).cast(REFUSED)
+
+
+def caption_keys(pairs: pa.Table) -> pa.Table:
+    """Rows (key, caption, row): those with one caption have one key."""
+    return pa.table({"key": text_keys(pairs["caption"].to_pylist()), "caption": pairs["caption"], "row": pairs["row"]})
+
+
+def too_common(met: pa.Table, most: int) -> pa.Table:
+    """The rows (of `caption_keys`) whose caption more than `most` rows have, as REFUSED: `common_caption`."""
+    value = met["caption"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    times = np.bincount(value)[value] if len(value) else value
+    out = np.flatnonzero(times > most)
+    columns = {
+        "row": met["row"].take(out),
+        "reason": pa.repeat(pa.scalar("common_caption"), len(out)),
+        "detail": pa.array([f"{count:,} times" for count in times[out].tolist()], pa.string()),
+        "of": pa.nulls(len(out), pa.int64()),
     }
     return pa.table(columns).cast(REFUSED)
 

@@ -1,6 +1,9 @@
-"""Whole numbers to numbers that look like chance and are the same everywhere: keys, buckets, draws."""
+"""Whole numbers and texts to numbers that look like chance and are the same everywhere: keys, buckets, draws."""
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,3 +25,9 @@ def _splitmix(state: Numbers) -> Numbers:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
+
+
+def text_keys(texts: Iterable[str]) -> Numbers:
+    """(texts,): BLAKE2b of each text."""
+    hashes = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)

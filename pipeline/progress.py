@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.command import console
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -39,6 +41,13 @@ def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
     rate = f", {(done - before) / seconds:,.0f} a second" if done > before else ""
     kept = f", {before:,} of them from an earlier run" if before else ""
     console.print(f"{what:<11}{done:>10,} {unit} in {seconds:.1f} s{rate}{kept}")
+
+
+def told(things: Iterable[T], advance: Advance) -> Iterator[T]:
+    """The things as they come, each told of."""
+    for one in things:
+        yield one
+        advance(1)
 
 
 @contextlib.contextmanager

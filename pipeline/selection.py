@@ -4,30 +4,78 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.all_pairs import meet, nearest
+import pyarrow as pa
+
+from pipeline.all_pairs import each, meet, nearest, over_spans
+from pipeline.balance import READS, Balance, entry_counts, refused
 from pipeline.build_job import BuildJob
+from pipeline.command import console
+from pipeline.decontaminate import (
+    Decontaminate,
+    Evaluated,
+    Piece,
+    contaminated,
+    joined_looks,
+    looks_of,
+    pair_columns,
+    pieces_of,
+)
 from pipeline.duplicates import (
     LOOK_KEYS_A_ROW,
     RANKED,
     DuplicateSettings,
     LooksAlike,
+    caption_keys,
     exact_columns,
     exact_keys,
     look_keys,
     repeated,
+    too_common,
 )
 from pipeline.pool import Pool
+from pipeline.progress import progress, told
+from pipeline.task_window import in_turn
 
 
 def select(pool: Pool, job: BuildJob) -> Pool:
     """The pool without what the job's steps that need all pairs refuse."""
-    return refuse_duplicates(pool, job.duplicates)
+    if job.decontaminate is not None:
+        pool = refuse_evaluated(pool, job.decontaminate)
+    pool = refuse_duplicates(pool, job.duplicates)
+    return pool if job.balance is None else balance(pool, job.balance)
+
+
+def refuse_evaluated(pool: Pool, settings: Decontaminate) -> Pool:
+    """The pool without pictures of evaluation sets, which are looked at first."""
+    looks = []
+    for one in settings.sets:
+        pieces = list(pieces_of(one.pictures))
+        with progress(f"look at {one.name}", len(pieces), "pieces") as advance:
+            found = list(told(in_turn(_look_task, enumerate(pieces)), advance))
+        looks.append((one.name, [table for table, _ in found]))
+        if broken := sum(count for _, count in found):
+            console.print(f"decontaminate.sets.{one.name}: {broken:,} pictures cannot be read and are not looked for")
+    vectors = [(one.name, settings.vectors(one)) for one in settings.sets]
+    evaluated = Evaluated(joined_looks(looks), tuple((name, one) for name, one in vectors if one is not None))
+    decide = partial(contaminated, settings=settings, evaluated=evaluated)
+    return each(pool, "decontaminate", pair_columns(settings), decide)
+
+
+def _look_task(number: int, piece: Piece) -> tuple[int, tuple[pa.Table, int]]:
+    return number, looks_of(piece)
+
+
+def balance(pool: Pool, settings: Balance) -> Pool:
+    """The pool without what balancing thins out: entries are counted in all pairs first."""
+    with progress("balance: count", pool.spans, "spans") as advance:
+        counts = sum(told(over_spans(pool, ["caption"], partial(entry_counts, path=settings.entries)), advance))
+    return each(pool, "balance", READS, partial(refused, settings=settings, counts=counts))
 
 
 def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
     """The pool without repeated pictures; the detail names the pair that stays, as `of PAIR_ID`.
 
-    Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks.
+    Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks, `common_caption`.
     """
     if settings.exact is not None:
         keys = partial(exact_keys, settings=settings)
@@ -36,4 +84,7 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
         columns = (*RANKED, "hash", "thumbnail")
         keys, alike = partial(look_keys, settings=near), partial(LooksAlike, settings=near)
         pool = nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
+    if (most := settings.common_captions) is not None:
+        decide = partial(too_common, most=most)
+        pool = meet(pool, "duplicates.common", ("caption",), caption_keys, decide)
     return pool

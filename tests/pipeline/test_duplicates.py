@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 from functools import partial
 from pathlib import Path
@@ -13,30 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from small_drawings import drawing, encoded
 from small_pool import small_pool, verdicts_by_name
 
 from pipeline.duplicates import DuplicateSettings, LooksAlike, NearDuplicates, look_keys
 from pipeline.look import LOOK_BYTES, Look, look
 from pipeline.nearness import best_alike, refuse_the_alike, row_of
 from pipeline.selection import refuse_duplicates
-
-
-def drawing(seed: int, side: int = 160) -> Image.Image:
-    """A few overlapping shapes in colour."""
-    chance = random.Random(seed)
-    image = Image.new("RGB", (160, 160), "white")
-    draw = ImageDraw.Draw(image)
-    for _ in range(9):
-        x, y, size = chance.randrange(140), chance.randrange(140), chance.randrange(20, 90)
-        colour = tuple(chance.randrange(256) for _ in range(3))
-        (draw.ellipse if chance.random() < 0.5 else draw.rectangle)((x, y, x + size, y + size), fill=colour)
-    return image.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates) -> list[int]:
@@ -165,3 +147,13 @@ def test_the_same_bytes_may_stay_under_another_caption(tmp_path: Path) -> None:
     ]  # fmt: skip
     nothing = DuplicateSettings(exact=None, near=None)
     assert {reason for reason, _ in fates(tmp_path / "nothing", rows, nothing).values()} == {None}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_caption_that_too_many_pairs_have_goes_with_all_of_them(tmp_path: Path) -> None:
+    captions = {"a": "icon", "b": "icon", "c": "Icon", "d": "icon", "e": "a dog"}
+    rows = [row(name, encoded(drawing(seed)), 160, caption=captions[name]) for seed, name in enumerate(captions)]
+    only_common = DuplicateSettings(exact=None, near=None, common_captions=2)
+    assert list(fates(tmp_path, rows, only_common).values()) == [
+        ("common_caption", "3 ti"), ("common_caption", "3 ti"), (None, None), ("common_caption", "3 ti"), (None, None),
+    ]  # fmt: skip
