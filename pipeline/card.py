@@ -59,7 +59,9 @@ def _rules(job: BuildJob, manifest: Manifest) -> Iterator[str]:
     yield from _paragraph("A pair is refused by the first of these that does not like it.")
     for one in said["filters"]:
         yield f"- `{one['name']}`: {_settings(one)}"
-    yield f"- duplicates: {_settings(said['duplicates'])}"
+    for step in ("decontaminate", "duplicates", "balance"):
+        if said[step] is not None:
+            yield f"- `{step}`: {_settings(said[step])}"
     yield from _paragraph("\nColumns beside picture and caption:")
     for one, annotation in zip(said["annotations"], job.annotations, strict=True):
         settings = _settings({key: one[key] for key in one if key != "resources"})

@@ -353,7 +353,8 @@ def test_the_card_says_what_was_counted(built: BuildJob) -> None:
         share = f"{kept[source] / listed[source]:.1%}"
         assert f"| {source} | {listed[source]} | {kept[source]} | {share} | {licence} |" in card
     words = (manifest.fingerprint, manifest.snapshot, "someone@example.org", "min_words: 2", "| image_size |",
-             "`language`, version 1", "duplicate_image 1", "Opt-outs honoured: 1 picture", "pyarrow")  # fmt: skip
+             "`language`, version 1", "`duplicates`: `{exact: image",
+             "duplicate_image 1", "Opt-outs honoured: 1 picture", "pyarrow")  # fmt: skip
     assert [word for word in words if word not in card] == []
     assert "None" not in card
 
