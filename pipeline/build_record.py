@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.tracker import Tracker
 
 PATIENCE_S = 30.0
 """How long a build that is whole waits for an MLflow that is away; the rest is sent when the job is run again."""
+_NOT_OF_A_NAME = re.compile(r"[^\w.:/ -]", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def build_record(job: BuildJob) -> Iterator[Tracker]:
     """
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), patience_s=PATIENCE_S)
     try:
-        tracker.params(resolved(job))
+        tracker.params(_plain_names(resolved(job)))
         tracker.tag("job_fingerprint", job.fingerprint())
         yield tracker
     except BaseException as error:
@@ -48,6 +50,14 @@ def record_dataset(
             copy = Path(local, name)
             target.download(name, str(copy))
             tracker.artifact(str(copy))
+
+
+def _plain_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with `_` for letters that MLflow takes in no name: a host's wildcards, a source's accents."""
+    return {
+        _NOT_OF_A_NAME.sub("_", key): _plain_names(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
 
 
 def record_rest(job: BuildJob) -> None:

@@ -37,7 +37,7 @@ def _lines(job: BuildJob, manifest: Manifest, tally: Tally, facts: Facts) -> Ite
     yield "## Sources\n"
     yield from _table(("source", "rows listed", "pairs kept", "share", "licence"), _sources(job, tally, facts), 3)
     yield from _paragraph("Pictures and captions remain their owners'; a licence of a list is not one of its pictures.")
-    yield from _rules(manifest)
+    yield from _rules(job, manifest)
     yield "## Funnel\n"
     yield from _table(("step", "rows in", "refused", "rows out", "reasons"), map(_step, manifest.funnel), 3)
     yield from _paragraph(_opted_out(job, manifest))
@@ -52,20 +52,23 @@ def _sources(job: BuildJob, tally: Tally, facts: Facts) -> Iterator[Sequence[str
         yield source, f"{rows:,}", f"{kept:,}", f"{kept / rows:.1%}", licence
 
 
-def _rules(manifest: Manifest) -> Iterator[str]:
+def _rules(job: BuildJob, manifest: Manifest) -> Iterator[str]:
     """Of the job as it is in the manifest, so that every threshold stands there, defaults too."""
-    job = manifest.job
+    said = manifest.job
     yield "## Rules\n"
     yield from _paragraph("A pair is refused by the first of these that does not like it.")
-    for one in job["filters"]:
+    for one in said["filters"]:
         yield f"- `{one['name']}`: {_settings(one)}"
-    yield f"- duplicates: {_settings(job['duplicates'])}"
+    for step in ("decontaminate", "duplicates", "balance"):
+        if said[step] is not None:
+            yield f"- `{step}`: {_settings(said[step])}"
     yield from _paragraph("\nColumns beside picture and caption:")
-    for one in job["annotations"]:
-        yield f"- `{one['name']}`: {_settings({key: one[key] for key in one if key != 'resources'})}"
-    if not job["annotations"]:
+    for one, annotation in zip(said["annotations"], job.annotations, strict=True):
+        settings = _settings({key: one[key] for key in one if key != "resources"})
+        yield f"- `{one['name']}`, version {annotation.version}: {settings}"
+    if not job.annotations:
         yield "- none"
-    download = job["download"]
+    download = said["download"]
     yield from _paragraph(
         f"\nStored at {download['image_px']} px ({download['resize']}), {download['encode_format']}, "
         f"quality {download['encode_quality']}."

@@ -43,16 +43,12 @@ class WithValue(Generic[J, V]):
     value: str
     """Its name in the help."""
     read: Callable[[str], V]
-    """The value from its text; InputError or ValueError, which say what was expected, where it is none."""
+    """The value from its text; InputError where it is none."""
     run: Callable[[J, V], str | None]
 
     def bound(self, text: str) -> Callable[[J], str | None]:
         """What is left to do with a job."""
-        try:
-            value = self.read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return lambda job: self.run(job, value)
+        return lambda job: self.run(job, self.read(text))
 
 
 Instead = Callable[[J], str | None] | WithValue[J, str] | WithValue[J, int]

@@ -22,6 +22,7 @@ from rich.table import Table
 from pipeline.build_job import BuildJob
 from pipeline.command import console
 from pipeline.fetch_rows import Fate, fetch_rows
+from pipeline.jobfile import JobError
 from pipeline.keyed_hash import mixed
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.pair import pair_numbers
@@ -49,9 +50,9 @@ class Share:
 
 
 def read_count(text: str) -> int:
-    """Pairs to ask for again; ValueError unless at least one."""
+    """Pairs to ask for again; JobError unless at least one."""
     if not text.isdigit() or not int(text):
-        raise ValueError(f"expected a number of pairs, at least 1, came '{text}'")
+        raise JobError(f"drift: expected a number of pairs, at least 1, came '{text}'")
     return int(text)
 
 

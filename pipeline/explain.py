@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.annotation_columns import annotated, annotation_file
 from pipeline.build_job import BuildJob
 from pipeline.funnel import KEPT
-from pipeline.jobfile import InputError
+from pipeline.jobfile import InputError, JobError
 from pipeline.look import Look
 from pipeline.manifest import MANIFEST, DatasetError, Manifest, read_manifest
 from pipeline.pool import METADATA
@@ -32,9 +33,9 @@ _SHOWN = 32
 
 
 def read_pair_id(text: str) -> str:
-    """The name as datasets have it; DatasetError where it is none."""
+    """The name as datasets have it; JobError where it is none."""
     if not _PAIR_ID.fullmatch(text.lower()):
-        raise DatasetError(f"explain: expected a pair_id, which is 16 hex digits, came '{text}'")
+        raise JobError(f"explain: expected a pair_id, which is 16 hex digits, came '{text}'")
     return text.lower()
 
 
@@ -63,12 +64,17 @@ def explain(job: BuildJob, pair_id: str) -> Table:
         )
     table = Table("", "", title=f"pair {pair_id}", title_justify="left", box=None, show_header=False)
     table.columns[0].no_wrap = True
+    table.columns[1].overflow = "fold"
+
+    def say(name: str, what: str) -> None:
+        table.add_row(name, Text(what))  # brackets in captions are no markup
+
     for row in rows:
-        table.add_row("row", f"{row['row']:,}, of {row['source']}")
-        table.add_row("  url", row["url"])
-        table.add_row("  caption", row["caption"])
+        say("row", f"{row['row']:,}, of {row['source']}")
+        say("  url", row["url"])
+        say("  caption", row["caption"])
         for step, what in _steps(build, row):
-            table.add_row(f"  {step}", what)
+            say(f"  {step}", what)
     return table
 
 

@@ -50,7 +50,9 @@ def rebuild_check(job: BuildJob, build: Callable[[BuildJob, Folder, list[Snapsho
         console.print(fault, markup=False)
     if faults:
         raise DatasetError(f"{target.root}: built again it is another dataset; the first difference: {faults[0]}")
-    console.print(f"{target.root}: built again from the snapshot it is the same, fingerprint {again.fingerprint}")
+    console.print(
+        f"{target.root}: built again from the snapshot it is the same, fingerprint {again.fingerprint}", markup=False
+    )
 
 
 def _whole(snapshot: Folder, job: BuildJob, manifest: Manifest) -> list[SnapshotShard]:

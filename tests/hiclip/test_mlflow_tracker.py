@@ -127,7 +127,7 @@ def test_what_a_server_misses_in_an_outage_it_has_in_the_end_once(
 ) -> None:
     from mlflow import MlflowClient
 
-    caplog.set_level(logging.WARNING, logger="hiclip")
+    caplog.set_level(logging.WARNING, logger="pipeline")
     tracker = open_tracker(MlflowSettings(tracking_uri=server.uri), str(tmp_path / "one"), "a run")
     run_id = tracker.run_id
     assert run_id is not None
@@ -167,7 +167,7 @@ def test_what_was_left_undelivered_is_sent_at_the_next_start(
 ) -> None:
     from mlflow import MlflowClient
 
-    caplog.set_level(logging.WARNING, logger="hiclip")
+    caplog.set_level(logging.WARNING, logger="pipeline")
     out, settings = str(tmp_path / "one"), MlflowSettings(tracking_uri=server.uri)
     tracker = open_tracker(settings, out, "a run", patience_s=2)
     tracker.metrics({"loss": 1.0}, seen=8)
@@ -209,7 +209,7 @@ def test_a_server_that_is_never_there_costs_the_patience_and_tells_no_secret(
 ) -> None:
     nobody = nobody_there()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hushhush@{nobody}")
-    with caplog.at_level(logging.DEBUG, logger="hiclip"):
+    with caplog.at_level(logging.DEBUG, logger="pipeline"):
         tracker = open_tracker(MlflowSettings(), str(tmp_path / "one"), "a run", patience_s=5)
         tracker.metrics({"loss": 1.0}, seen=8)
         began = time.monotonic()
@@ -232,7 +232,7 @@ def test_a_sqlite_file_that_is_locked_is_only_away(
 ) -> None:
     from mlflow import MlflowClient
 
-    caplog.set_level(logging.WARNING, logger="hiclip")
+    caplog.set_level(logging.WARNING, logger="pipeline")
     tracker = open_tracker(MlflowSettings(), str(runs / "locked"), "a run")
     run_id = tracker.run_id
     assert run_id is not None

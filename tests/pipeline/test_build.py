@@ -284,7 +284,8 @@ def test_one_cpu_another_order_and_s3_give_the_same_dataset(
     (tmp_path / "job.yaml").write_text(json.dumps(content))  # JSON is YAML
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.build", str(tmp_path / "job.yaml")],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | s3,
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | s3 | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "result: s3://pairs/small/result.json"

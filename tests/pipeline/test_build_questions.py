@@ -18,6 +18,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from rich.console import Console, RenderableType
+from small_pool import small_pool
 from small_web import SmallWeb, reply, small_web
 
 from pipeline import build_record
@@ -26,6 +27,7 @@ from pipeline.build_job import BuildJob
 from pipeline.command import WithValue, console, run_command
 from pipeline.drift import drift, shares_of, wilson
 from pipeline.explain import explain, read_pair_id
+from pipeline.facts import facts_of, total_facts
 from pipeline.jobfile import JobError, make_job
 from pipeline.manifest import MANIFEST, DatasetError, read_manifest
 from pipeline.mlflow_tracker import UNDELIVERED
@@ -83,7 +85,7 @@ def job_in(place: Path, port: int, named: dict[str, dict[str, str]], **more: Any
         "out": str(place / "out"),
         "lists": [{"path": str(place / "list.parquet"), "columns": {"source": "source"}}],
         "download": {"allow_private": ["127.0.0.0/8"], "retries": 0, "image_px": 32, "rows_per_task": 8,
-                     "cpus_per_task": 2},
+                     "cpus_per_task": 2, "connect_to": {"*.nowhere.example": "127.0.0.1:9"}},
         "annotations": ["language"],
         "filters": [{"caption_length": {"min_words": 2}}, {"language": {"min_score": 0}},
                     {"image_size": {"min_px": 20}}],
@@ -177,7 +179,7 @@ def test_unknown_pairs_and_missing_builds_are_said(built: BuildJob, tmp_path: Pa
         explain(built, "0123456789abcdef")
     with pytest.raises(DatasetError, match="ledger: expected the ledger of a build, found none"):
         explain(built.model_copy(update={"out": str(tmp_path)}), "0123456789abcdef")
-    with pytest.raises(DatasetError, match="16 hex digits, came 'abc'"):
+    with pytest.raises(JobError, match="16 hex digits, came 'abc'"):
         read_pair_id("abc")
 
 
@@ -350,10 +352,20 @@ def test_the_card_says_what_was_counted(built: BuildJob) -> None:
     for source, licence in (("left", "CC0 1.0"), ("right", "not stated")):
         share = f"{kept[source] / listed[source]:.1%}"
         assert f"| {source} | {listed[source]} | {kept[source]} | {share} | {licence} |" in card
-    for words in (manifest.fingerprint, "someone@example.org", "min_words: 2", "Opt-outs honoured: 1 picture",
-                  "| image_size |", "duplicate_image 1", manifest.snapshot, "pyarrow"):  # fmt: skip
-        assert words in card, words
+    words = (manifest.fingerprint, manifest.snapshot, "someone@example.org", "min_words: 2", "| image_size |",
+             "`language`, version 1", "`duplicates`: `{exact: image",
+             "duplicate_image 1", "Opt-outs honoured: 1 picture", "pyarrow")  # fmt: skip
+    assert [word for word in words if word not in card] == []
     assert "None" not in card
+
+
+def test_the_share_that_is_not_safe_is_of_the_kept_pairs_that_were_rated(tmp_path: Path) -> None:
+    scores = [0.1, 0.5, 0.9, None, 0.2, 0.7, 0.95]
+    rows = [{"pair_id": f"{number:016x}", "unsafe_score": score} for number, score in enumerate(scores)]
+    rows[-1] |= {"step": "score", "reason": "score_too_high"}
+    pool = small_pool(tmp_path, rows, pa.schema([pa.field("unsafe_score", pa.float32())]))
+    facts = total_facts(facts_of(pool, span)[0] for span in range(pool.spans))
+    assert (facts.unsafe, facts.rated, pool.spans) == (3, 5, 2)
 
 
 def command(tmp_path: Path, job: BuildJob, *options: str) -> int:
@@ -381,7 +393,9 @@ def test_options_may_take_a_value(built: BuildJob, tmp_path: Path, capsys: pytes
     assert command(tmp_path, built, "--count", "3", "name=other") == 0
     assert capsys.readouterr().out == "result: other 4\n"
     assert command(tmp_path, built, "--tell", "abc") == 2
-    assert "expected a pair_id, which is 16 hex digits, came 'abc'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "expected a pair_id, which is 16 hex digits, came 'abc'" in said
 
 
 def test_the_bill_counts_requests_disk_and_annotations(built: BuildJob) -> None:
@@ -417,6 +431,7 @@ def test_a_build_is_a_run_in_mlflow_with_its_dataset(built: BuildJob, tmp_path: 
     assert json.loads(used.dataset.profile) == {"num_rows": manifest.pairs, "fingerprint": manifest.fingerprint}
     assert json.loads(used.dataset.source) == {"uri": one.out}
     assert run.data.params["download.image_px"] == "32"
+    assert run.data.params["download.connect_to._.nowhere.example"] == "127.0.0.1:9"
     assert run.data.metrics["kept"] == manifest.pairs
     assert run.data.metrics["refused.download.opt_out"] == 1
     assert run.data.metrics["seconds.filter"] > 0
