@@ -78,7 +78,8 @@ def test_every_row_ends_in_one_place(tmp_path: Path, seed: int) -> None:
             "lists": [{"path": f"{tmp_path}/lists/", "format": "parquet"}],
             "download": {
                 "connect_to": {"*.example": f"127.0.0.1:{web.port}"}, "timeout_s": 0.4, "first_pause_s": 0.05,
-                "max_pause_s": 0.1, "max_bytes": 200_000, "image_px": 48, "rows_per_task": 30, "retries": 1, "cpus_per_task": 0.5,
+                "max_pause_s": 0.1, "max_bytes": 200_000, "image_px": 48, "rows_per_task": 30, "retries": 1,
+                "cpus_per_task": 0.5,
             },
             "annotations": ["language"],
             "filters": [{"caption_length": {"max_words": 50}}, "caption_letters", "caption_repetition", "language",
