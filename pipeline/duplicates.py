@@ -21,7 +21,8 @@ from pydantic import Field
 from pipeline.jobfile import Number, Settings
 from pipeline.keyed_hash import mixed, text_keys
 from pipeline.look import LOOK_BYTES, LOOK_SIDE
-from pipeline.nearness import Places, ranks
+from pipeline.near_captions import NearCaptions
+from pipeline.nearness import RANKED, Places, ranks_of
 from pipeline.pair import pair_numbers
 from pipeline.pool import REFUSED
 
@@ -45,6 +46,8 @@ class DuplicateSettings(Settings):
     same difference hash beside the same caption (COYO's rule); null: keep them."""
     near: NearDuplicates | None = NearDuplicates()
     """Refuse pictures that look the same; null: keep them."""
+    near_captions: NearCaptions | None = None
+    """Refuse pairs whose captions say nearly the same, whatever their pictures; null: keep them."""
     common_captions: Annotated[int, Field(ge=1)] | None = None
     """Refuse all pairs whose caption, letter for letter, more than so many pairs have (COYO: 10); null: keep them."""
 
@@ -54,9 +57,6 @@ _SAMPLE = 64
 """Thumbnails of a group that are looked at to find where it is cut."""
 _HELPS = 0.85
 """A cut helps where neither half has more than this share of the group."""
-
-RANKED = ("pair_id", "original_width", "original_height")
-"""Columns that say which of several rows is the best."""
 
 
 def exact_columns(settings: DuplicateSettings) -> tuple[str, ...]:
@@ -95,13 +95,13 @@ def repeated(met: pa.Table) -> pa.Table:
     return pa.table(columns).cast(REFUSED)
 
 
-def caption_keys(pairs: pa.Table) -> pa.Table:
+def whole_captions(pairs: pa.Table) -> pa.Table:
     """Rows (key, caption, row): those with one caption have one key."""
     return pa.table({"key": text_keys(pairs["caption"].to_pylist()), "caption": pairs["caption"], "row": pairs["row"]})
 
 
 def too_common(met: pa.Table, most: int) -> pa.Table:
-    """The rows (of `caption_keys`) whose caption more than `most` rows have, as REFUSED: `common_caption`."""
+    """The rows (of `whole_captions`) whose caption more than `most` rows have, as REFUSED: `common_caption`."""
     value = met["caption"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     times = np.bincount(value)[value] if len(value) else value
     out = np.flatnonzero(times > most)
@@ -112,13 +112,6 @@ def too_common(met: pa.Table, most: int) -> pa.Table:
         "of": pa.nulls(len(out), pa.int64()),
     }
     return pa.table(columns).cast(REFUSED)
-
-
-def ranks_of(pairs: pa.Table) -> npt.NDArray[np.uint64]:
-    """(pairs,): see `nearness.ranks`."""
-    sides = (np.asarray(pairs[name], np.int64) for name in ("original_width", "original_height"))
-    width, height = sides
-    return ranks(width * height, np.asarray(pairs["row"]))
 
 
 def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:

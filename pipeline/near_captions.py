@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.duplicates import RANKED, ranks_of
 from pipeline.jobfile import Number, Settings
 from pipeline.keyed_hash import Numbers, mixed
-from pipeline.nearness import Places
+from pipeline.nearness import RANKED, Places, ranks_of
 from pipeline.pair import pair_numbers
 
 _FOUND = 0.99

@@ -35,6 +35,9 @@ Alike = Callable[[pa.Table], Comparison]
 EDGE = np.dtype([("rank", np.uint64), ("best", np.uint64), ("pair", np.uint64)])
 """A row, the best row that it is alike to, and that one's pair_id as a number."""
 
+RANKED = ("pair_id", "original_width", "original_height")
+"""Columns that say which of several rows is the best."""
+
 _ROW_BITS = 37
 _MOST_PIXELS = (1 << (64 - _ROW_BITS)) - 1
 _FEW = 128
@@ -58,6 +61,13 @@ def ranks(pixels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Ranks:
     """
     fewer = _MOST_PIXELS - np.minimum(pixels, _MOST_PIXELS)
     return fewer.astype(np.uint64) << np.uint64(_ROW_BITS) | rows.astype(np.uint64)
+
+
+def ranks_of(pairs: pa.Table) -> npt.NDArray[np.uint64]:
+    """(pairs,): `ranks` of pairs by RANKED and `row`."""
+    sides = (np.asarray(pairs[name], np.int64) for name in ("original_width", "original_height"))
+    width, height = sides
+    return ranks(width * height, np.asarray(pairs["row"]))
 
 
 def row_of(rank: Ranks) -> npt.NDArray[np.int64]:

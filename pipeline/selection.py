@@ -22,16 +22,18 @@ from pipeline.decontaminate import (
 )
 from pipeline.duplicates import (
     LOOK_KEYS_A_ROW,
-    RANKED,
     DuplicateSettings,
     LooksAlike,
-    caption_keys,
+    NearDuplicates,
     exact_columns,
     exact_keys,
     look_keys,
     repeated,
     too_common,
+    whole_captions,
 )
+from pipeline.near_captions import CAPTION_COLUMNS, CaptionsAlike, NearCaptions, caption_keys
+from pipeline.nearness import RANKED
 from pipeline.pool import Pool
 from pipeline.progress import progress, told
 from pipeline.task_window import in_turn
@@ -75,16 +77,28 @@ def balance(pool: Pool, settings: Balance) -> Pool:
 def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
     """The pool without repeated pictures; the detail names the pair that stays, as `of PAIR_ID`.
 
-    Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks, `common_caption`.
+    Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks, `near_caption`,
+    `common_caption`.
     """
     if settings.exact is not None:
         keys = partial(exact_keys, settings=settings)
         pool = meet(pool, "duplicates.exact", exact_columns(settings), keys, repeated)
-    if (near := settings.near) is not None:
-        columns = (*RANKED, "hash", "thumbnail")
-        keys, alike = partial(look_keys, settings=near), partial(LooksAlike, settings=near)
-        pool = nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
+    if settings.near is not None:
+        pool = _refuse_near_looks(pool, settings.near)
+    if settings.near_captions is not None:
+        pool = _refuse_near_captions(pool, settings.near_captions)
     if (most := settings.common_captions) is not None:
         decide = partial(too_common, most=most)
-        pool = meet(pool, "duplicates.common", ("caption",), caption_keys, decide)
+        pool = meet(pool, "duplicates.common", ("caption",), whole_captions, decide)
     return pool
+
+
+def _refuse_near_looks(pool: Pool, settings: NearDuplicates) -> Pool:
+    keys, alike = partial(look_keys, settings=settings), partial(LooksAlike, settings=settings)
+    columns = (*RANKED, "hash", "thumbnail")
+    return nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
+
+
+def _refuse_near_captions(pool: Pool, settings: NearCaptions) -> Pool:
+    keys, alike = partial(caption_keys, settings=settings), partial(CaptionsAlike, settings=settings)
+    return nearest(pool, "duplicates.captions", "near_caption", CAPTION_COLUMNS, keys, settings.bands, alike)
