@@ -61,7 +61,10 @@ class Build:
     def wait(self) -> None:
         assert self.driver is not None
         if (code := self.driver.wait(_PATIENCE_S)) not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"{self.name} ended with {code}: {self._log.read_text()[-3000:]}")
+            said = self._log.read_text()
+            raise RuntimeError(
+                f"{self.name} ended with {code}: {said[max(said.rfind('Traceback'), len(said) - 9000) :]}"
+            )
 
     def step(self) -> str:
         """The last step that has said something."""
