@@ -11,13 +11,22 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from pipeline.annotation_resources import Resources
+from pipeline.annotations.caption_summary import CaptionSummaryAnnotation
 from pipeline.annotations.joined_columns import JoinedColumnsAnnotation
 from pipeline.annotations.language import LanguageAnnotation
+from pipeline.annotations.object_regions import ObjectRegionsAnnotation
 from pipeline.annotations.safety import SafetyAnnotation
 from pipeline.annotations.text_in_image import TextInImageAnnotation
 from pipeline.steps import step_reader
 
-_Known = LanguageAnnotation | JoinedColumnsAnnotation | SafetyAnnotation | TextInImageAnnotation
+_Known = (
+    CaptionSummaryAnnotation
+    | JoinedColumnsAnnotation
+    | LanguageAnnotation
+    | ObjectRegionsAnnotation
+    | SafetyAnnotation
+    | TextInImageAnnotation
+)
 ANNOTATIONS = get_args(_Known)
 
 AnyAnnotation = Annotated[
