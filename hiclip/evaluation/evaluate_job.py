@@ -80,7 +80,7 @@ class EvaluateJob(Job):
     sets: tuple[SetSettings, ...] = ()
     """Evaluation sets, see `hiclip.evaluation.sets`; none only where columns are asked for."""
     columns: ColumnsSettings | None = None
-    """Null writes none."""
+    """What to write about a dataset; null writes nothing."""
     dataset: str | None = None
     """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names, or all
     that it mixes; published weights name none."""
