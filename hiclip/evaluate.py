@@ -1,4 +1,5 @@
-"""Measures a checkpoint, draws its hierarchies: `python -m hiclip.evaluate JOB.yaml [key.path=value ...] [--dry-run]`.
+"""Measures a checkpoint, draws its hierarchies, writes columns about a dataset:
+`python -m hiclip.evaluate JOB.yaml [key.path=value ...] [--dry-run]`.
 
 The same command again takes what was computed before; a finished evaluation says so and computes nothing.
 """
@@ -17,6 +18,10 @@ from pipeline.storage import folder
 
 if TYPE_CHECKING:
     from hiclip.evaluation.outcome import Outcome
+
+
+_JOINED_AS = {"clip_score": "float", "embedding": "floats"}
+"""Type of each column in the words of `joined_columns`."""
 
 
 def _plan(job: EvaluateJob) -> RenderableType:
@@ -40,7 +45,8 @@ def _run(job: EvaluateJob) -> str:
 
     asked, out = ask(job), folder(job.out)
     outcome = finished_outcome(out, asked.key)
-    if outcome is not None:
+    columns = asked.columns
+    if outcome is not None and (columns is None or columns.written is not None):
         console.print(f"evaluate: {out.root} is finished: {asked.model.training}; nothing was computed")
         run_id = None if asked.model.state is None else asked.model.state.mlflow_run_id
         deliver_rest(job.mlflow, job.out, job.name, run_id, adds=True)
@@ -51,6 +57,10 @@ def _run(job: EvaluateJob) -> str:
         for content in asked.contents:
             if measured_before(asked, content, out):
                 console.print(f"evaluate: {content.name} was measured before an interruption and is taken as it is")
+        if columns is not None and columns.written is None:
+            found = len(columns.to.names("part-", ".parquet"))
+            made = f", {found:,} of them made before an interruption" if found else ""
+            console.print(f"evaluate: columns of {columns.manifest.pairs:,} pairs in {columns.parts:,} parts{made}")
         with ray_session(job.ray):
             blocks = WatchedBlocks(RayBlocks(job.workers.cpus, job.workers.gpus), console)
             outcome = evaluate(asked, blocks, out)
@@ -69,6 +79,12 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
         console.print(results_table(name, [result for result in outcome.results if result.set == name]))
     if outcome.tree:
         console.print(f"the tree that the model finds in a caption\n\n{outcome.tree}\n", markup=False)
+    columns = outcome.columns
+    if columns is not None:
+        broken = f", {columns.broken:,} of them null for broken pictures" if columns.broken else ""
+        console.print(f"columns   {columns.rows:,} rows{broken}, in {columns.to}; a build takes them by", markup=False)
+        adds = ", ".join(f"{name}: {_JOINED_AS[name]}" for name in columns.adds)
+        console.print(f"          - {{name: joined_columns, table: {columns.to}, adds: {{{adds}}}}}", markup=False)
     console.print(f"page      {out.join(outcome.report)}", markup=False)
     if outcome.pictures:
         console.print(

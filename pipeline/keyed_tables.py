@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.manifest import DatasetError
+from pipeline.manifest import UNFINISHED, DatasetError
 from pipeline.storage import folder
 
 
@@ -28,11 +28,16 @@ class _Group(NamedTuple):
 
 
 def table_files(path: str) -> list[str]:
-    """The file itself, or every parquet file of a folder, by name; DatasetError where there is none."""
+    """The file itself, or every parquet file of a folder, by name; DatasetError where there is none or not yet all."""
     place = folder(path)
     if path.endswith(".parquet") and place.exists():
         return [path]
-    found = [place.join(name) for name in place.names(suffix=".parquet")]
+    names = place.names()
+    if UNFINISHED in names:
+        raise DatasetError(
+            f"{path}: expected a whole table, found {UNFINISHED}: the command that writes it has not ended"
+        )
+    found = [place.join(name) for name in names if name.endswith(".parquet")]
     if not found:
         raise DatasetError(f"{path}: expected a parquet file or a folder of them, found none")
     return found

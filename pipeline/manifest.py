@@ -15,6 +15,8 @@ from pipeline.jobfile import InputError, Settings
 from pipeline.storage import Folder, folder
 
 MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+"""Lies in a folder of tables for as long as some of them are still to come."""
 
 
 class DatasetError(InputError):

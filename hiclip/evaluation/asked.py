@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 
 from hiclip.data.mixture import datasets_of, fingerprint_of, mixture_of
+from hiclip.evaluation.columns import AskedColumns, ask_columns
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
@@ -18,6 +19,10 @@ log = logging.getLogger(__name__)
 
 _REVISION = 2
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
+_WITHOUT = {
+    "baselines.pixel_neighbours": "baselines.pixel_neighbours=null",
+    "hierarchy.training_pairs": "hierarchy.training_pairs=0",
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,17 @@ class Asked:
     datasets: tuple[str, ...]
     """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
+    columns: AskedColumns | None
 
     @property
     def key(self) -> str:
         """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
-        job = self.job.model_dump(mode="json", exclude={"name", "out", "ray", "mlflow", "workers", "checkpoint"})
+        apart = {"name", "out", "ray", "mlflow", "workers", "checkpoint", "columns"}
+        job = self.job.model_dump(mode="json", exclude=apart)
         contents = [content.fingerprint for content in self.contents]
-        return _digest(_REVISION, job, self.model.weights, contents, self.dataset_fingerprint)
+        columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
+        asked = [_REVISION, job, self.model.weights, contents, self.dataset_fingerprint]
+        return _digest(*asked, *([columns] if columns else []))
 
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""
@@ -61,15 +70,14 @@ def ask(job: EvaluateJob) -> Asked:
     """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
     model = evaluated_model(job.checkpoint)
     contents = tuple(settings.load() for settings in job.sets)
-    looked_at = job.baselines.pixel_neighbours is not None or (
-        job.hierarchy is not None and job.hierarchy.training_pairs
-    )
+    lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
+    lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
     named = datasets_of(job.dataset) if job.dataset else model.trained_on
-    datasets = named if looked_at else ()
-    if looked_at and not datasets:
+    datasets = named if lookers else ()
+    if lookers and not datasets:
         raise JobError(
-            "dataset: expected a build, which baselines.pixel_neighbours and hierarchy.training_pairs look at, came "
-            f"null; {model.root} names none. Without it: baselines.pixel_neighbours=null hierarchy.training_pairs=0"
+            f"dataset: expected a build, for {' and '.join(lookers)}, came null; {model.root} names none. "
+            f"Without it: {' '.join(_WITHOUT[looker] for looker in lookers)}"
         )
     paths, fingerprint = tuple(dataset.path for dataset in datasets), None
     if datasets:
@@ -78,7 +86,7 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    return Asked(job, model, contents, paths, fingerprint)
+    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model))
 
 
 def _digest(*parts: object) -> str:

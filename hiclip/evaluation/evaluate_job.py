@@ -1,10 +1,11 @@
-"""EvaluateJob: which checkpoint is asked, what, beside which baselines, and which hierarchies are drawn."""
+"""EvaluateJob: which checkpoint is asked, what, beside which baselines, which hierarchies are drawn, and which columns
+about a dataset are written."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from hiclip.data.images import CENTRE_CROP
 from hiclip.evaluation.sets import SetSettings
@@ -37,8 +38,32 @@ class HierarchySettings(Settings):
     """Pictures of the first set that are drawn, chosen by hash."""
 
 
+ColumnName = Literal["clip_score", "embedding"]
+
+
+def _check_once(names: tuple[ColumnName, ...]) -> tuple[ColumnName, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected each column once, came {', '.join(names)}")
+    return names
+
+
+class ColumnsSettings(Settings):
+    """Columns about a dataset, which the annotation `joined_columns` brings into a later one."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// address that `pipeline.build` wrote; every pair of it gets a row."""
+    to: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// that every machine reaches: `part-00000.parquet`, ... with pair_id and the columns, in the
+    order of the dataset, and `columns.json`, written last."""
+    adds: Annotated[tuple[ColumnName, ...], Field(min_length=1), AfterValidator(_check_once)] = ("clip_score",)
+    """Columns to write. clip_score: cosine of the vectors of picture and caption, a float; embedding: the picture's
+    vector of length one, floats. Null where the picture cannot be read."""
+    pairs_per_part: Annotated[int, Field(ge=1)] = 10_000
+    """Rows of a part, rounded up to whole row groups of the dataset; one task makes a part."""
+
+
 class WorkerSettings(Settings):
-    """What one task asks of Ray; it embeds one batch."""
+    """What one task asks of Ray; it embeds one batch, or makes one part of columns."""
 
     cpus: Annotated[Number, Field(gt=0)] = 1.0
     """Ray CPUs of a task, and its threads."""
@@ -52,8 +77,10 @@ class EvaluateJob(Job):
     checkpoint: Annotated[str, Field(min_length=1)]
     """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
     file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it."""
-    sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
-    """Evaluation sets, see `hiclip.evaluation.sets`."""
+    sets: tuple[SetSettings, ...] = ()
+    """Evaluation sets, see `hiclip.evaluation.sets`; none only where columns are asked for."""
+    columns: ColumnsSettings | None = None
+    """What to write about a dataset; null writes nothing."""
     dataset: str | None = None
     """The training data that baselines and drawings look at; null: the one that the checkpoint's own job names, or all
     that it mixes; published weights name none."""
@@ -70,3 +97,9 @@ class EvaluateJob(Job):
     draws: Annotated[int, Field(ge=100)] = 1000
     """Resamples behind each interval."""
     workers: WorkerSettings = WorkerSettings()
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> EvaluateJob:
+        if not self.sets and self.columns is None:
+            raise ValueError("sets: expected one or more, or columns, came neither")
+        return self

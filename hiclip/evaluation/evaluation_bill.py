@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from hiclip.evaluation.asked import Asked
+from hiclip.evaluation.columns import AskedColumns
 from hiclip.evaluation.embed import Embedder, picture_vectors, text_vectors
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.run_sets import measured_before
 from hiclip.training.cost import forward_flops_per_pair, parameters
 from pipeline.manifest import read_manifest
+from pipeline.shards import DatasetReader
 from pipeline.storage import folder
 
 _PROBE = 32
@@ -35,17 +37,25 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
     yield "model", f"{parameters(model.settings):,} parameters, {job.precision}"
     for content in asked.contents:
         yield content.name, _set_line(asked, content)
-    pictures = sum(len(content.pictures) for content in asked.contents)
+    columns = asked.columns
+    pairs = 0 if columns is None or columns.written is not None else columns.manifest.pairs
+    if columns is not None:
+        yield "columns", _columns_line(columns)
+    pictures = sum(len(content.pictures) for content in asked.contents) + pairs
     texts = sum(len({*content.prompts(), *content.captions}) for content in asked.contents)
+    texts += pairs if columns is not None and "clip_score" in columns.settings.adds else 0
     flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
     yield "time", _time_line(asked, pictures, texts, cpus)
-    if asked.datasets and job.baselines.pixel_neighbours:
+    if asked.contents and asked.datasets and job.baselines.pixel_neighbours:
         pairs = sum(read_manifest(dataset).pairs for dataset in asked.datasets)
         yield "baseline", f"pixel neighbours among up to {pairs:,} training pictures of {', '.join(asked.datasets)}"
     if job.hierarchy:
         drawn = job.hierarchy.training_pairs if asked.datasets else 0
-        captions, shown = len(job.hierarchy.captions) + drawn, job.hierarchy.set_pictures + drawn
+        captions, shown = (
+            len(job.hierarchy.captions) + drawn,
+            (job.hierarchy.set_pictures if asked.contents else 0) + drawn,
+        )
         yield "drawings", f"{captions} captions as trees, {shown} pictures as groups"
 
 
@@ -55,14 +65,29 @@ def _set_line(asked: Asked, content: EvaluationSet) -> str:
     return line + (", measured before" if measured_before(asked, content, folder(asked.job.out)) else "")
 
 
+def _columns_line(columns: AskedColumns) -> str:
+    line = f"{', '.join(columns.settings.adds)} of {columns.manifest.pairs:,} rows, about "
+    line += f"{columns.about_bytes / 1e6:,.3g} MB in {columns.parts:,} parts, to {columns.to.root}"
+    return line + (", written before" if columns.written is not None else "")
+
+
+def _probes(asked: Asked) -> tuple[Sequence[bytes], Sequence[str]]:
+    """Some pictures and texts that the evaluation will embed."""
+    if asked.contents:
+        content = asked.contents[0]
+        return content.pictures[:_PROBE], content.tree.classes[:_PROBE]
+    assert asked.columns is not None
+    reader = DatasetReader(asked.columns.settings.dataset, asked.columns.manifest)
+    rows = reader.read_group(0, ["image", "caption"]).slice(0, _PROBE)
+    return rows["image"].to_pylist(), rows["caption"].to_pylist()
+
+
 def _time_line(asked: Asked, pictures: int, texts: int, cpus: float) -> str:
     job = asked.job
     if job.workers.gpus:
         return "unknown: the towers would run on GPUs"
     embedder = Embedder(asked.model.towers(), job.precision, "cpu", max(1, int(job.workers.cpus)))
-    content = asked.contents[0]
-    shown = content.pictures[:_PROBE]
-    labels = content.tree.classes[:_PROBE]
+    shown, labels = _probes(asked)
     seconds = 0.0
     for _ in range(2):  # the first time also wakes everything up
         began = time.perf_counter()

@@ -111,6 +111,8 @@ def _length(caption: str) -> int:
 
 def _set_pictures(asked: Asked, count: int) -> Iterator[tuple[str, bytes]]:
     """(label, picture) of some of the first set's pictures, without those that averages leave out."""
+    if not asked.contents:
+        return
     content = asked.contents[0]
     counted = np.flatnonzero(content.tree.counted()[content.labels]).tolist()
     names = [content.tree.classes[content.labels[picture]] for picture in counted]

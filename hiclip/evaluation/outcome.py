@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, ValidationError
 
+from hiclip.evaluation.columns import WrittenColumns
 from hiclip.evaluation.measure import SubgroupResult
 from hiclip.evaluation.result import Result
 from pipeline.jobfile import Settings
@@ -39,6 +40,8 @@ class Outcome(Settings):
     """Drawings of hierarchies, relative to the result; beside each one lies a JSON file of the same name."""
     tree: str = ""
     """The first caption's induced tree, in characters."""
+    columns: WrittenColumns | None = None
+    """What was written about a dataset, if the job asked for that."""
     report: str
     """The page, relative to the result."""
     mlflow_run_id: str | None = None

@@ -9,6 +9,9 @@ from functools import lru_cache
 from typing import TypeVar, cast
 
 import ray
+from ray.exceptions import RayTaskError
+
+from pipeline.jobfile import InputError
 
 Shared = TypeVar("Shared")
 Block = TypeVar("Block")
@@ -21,7 +24,7 @@ class RayBlocks:
 
     What the blocks share (a model) is put into the object store once and unpacked once a worker process. Twice as many
     tasks as fit the cluster are under way at a time, so memory does not grow with the number of blocks. A task that is
-    lost with its machine is carried out again.
+    lost with its machine is carried out again. An InputError of a task is raised as it is.
     """
 
     cpus: float = 1.0
@@ -38,11 +41,11 @@ class RayBlocks:
         under_way: deque[ray.ObjectRef] = deque()
         for block in blocks:
             if len(under_way) >= self._window():
-                yield cast(Answer, ray.get(under_way.popleft()))
+                yield cast(Answer, _answer(under_way.popleft()))
             # In a list, so that Ray hands over the reference and not, once more for every block, what it refers to.
             under_way.append(task.remote(function, [reference], block))
         while under_way:
-            yield cast(Answer, ray.get(under_way.popleft()))
+            yield cast(Answer, _answer(under_way.popleft()))
 
     def _window(self) -> int:
         """Tasks under way at a time; a cluster may grow while it works."""
@@ -51,6 +54,15 @@ class RayBlocks:
         if self.gpus:
             fitting = min(fitting, resources.get("GPU", 1.0) / self.gpus)
         return max(2, 2 * int(fitting))
+
+
+def _answer(task: ray.ObjectRef) -> object:
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None  # a full disk in a worker is said as plainly as one here
+        raise
 
 
 def _carry_out(function: Callable[[object, Block], Answer], reference: list[ray.ObjectRef], block: Block) -> Answer:

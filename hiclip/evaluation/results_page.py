@@ -26,7 +26,7 @@ def results_page(
     outcome: Outcome, measured: Sequence[tuple[EvaluationSet, MeasuredSet]], drawings: Sequence[Drawing]
 ) -> str:
     """The whole page."""
-    parts = [*_head(outcome)]
+    parts = [*_head(outcome), *_columns(outcome)]
     for content, numbers in measured:
         parts += [f"<h2>{text(content.name)}</h2>", *_numbers(numbers.results)]
         if numbers.subgroups:
@@ -47,6 +47,14 @@ def _head(outcome: Outcome) -> Iterator[str]:
         training = [(f"{outcome.seen:,}", "pairs seen in training"), (f"{outcome.step:,}", "steps")]
         shown = [*training, *shown, (_flops(outcome.train_flops), "of training")]
     yield figures(shown)
+
+
+def _columns(outcome: Outcome) -> Iterator[str]:
+    columns = outcome.columns
+    if columns is not None:
+        yield f"<h2>Columns</h2><p>{text(', '.join(columns.adds))} of {columns.rows:,} pairs in {columns.parts:,} "
+        yield f'parts, {columns.broken:,} of them null: their pictures cannot be read.<br><span class="soft mono">'
+        yield f"{text(columns.to)} · dataset {columns.dataset_fingerprint[:16]}</span></p>\n"
 
 
 def _flops(count: float) -> str:

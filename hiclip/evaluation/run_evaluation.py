@@ -1,4 +1,4 @@
-"""One evaluation from start to end: numbers, drawings, the page, the record in MLflow, and last of all result.json."""
+"""One evaluation from start to end: numbers, columns, drawings, the page, MLflow's record, last of all result.json."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks
+from hiclip.evaluation.columns import WrittenColumns, write_columns
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.measure import MeasuredSet
@@ -26,7 +27,7 @@ REPORT = "report.html"
 def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
     """Carries the evaluation out, writes everything to `out`, result.json last, and returns what that says.
 
-    Sets that an earlier evaluation finished in `out` are not computed again.
+    Sets that an earlier evaluation finished in `out`, and parts of columns, are not computed again.
     """
     job, seconds = asked.job, dict[str, float]()
     towers = asked.model.towers()
@@ -34,12 +35,16 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
         embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
         measured = measure_sets(asked, embedder, map_blocks, out)
+    written = None
+    if asked.columns is not None:
+        with _timed("columns", seconds):
+            written = write_columns(asked.columns, embedder, map_blocks)
     with _timed("drawings", seconds):
         drawings = draw_hierarchies(asked, towers.cpu()) if job.hierarchy is not None else []
         for drawing in drawings:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
-    outcome = _outcome(asked, measured, drawings)
+    outcome = _outcome(asked, measured, drawings, written)
     out.write_text(REPORT, results_page(outcome, list(zip(asked.contents, measured, strict=True)), drawings))
     with _timed("mlflow", seconds):
         run_id = _record(asked, outcome, out)
@@ -55,7 +60,9 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - began, 3)
 
 
-def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing]) -> Outcome:
+def _outcome(
+    asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing], columns: WrittenColumns | None
+) -> Outcome:
     model, state = asked.model, asked.model.state
     return Outcome(
         name=asked.job.name,
@@ -72,6 +79,7 @@ def _outcome(asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[D
         subgroups={one.set: one.subgroups for one in measured},
         pictures=[f"{drawing.name}.png" for drawing in drawings],
         tree=next((drawing.text for drawing in drawings if drawing.text), ""),
+        columns=columns,
         report=REPORT,
     )
 
