@@ -61,14 +61,13 @@ CAPTION_COLUMNS = (*RANKED, "caption")
 """What `caption_keys` reads."""
 
 _AT_ONCE = 16_384
+_WORDS = 4
+"""Words of 64 bits that stand for a set where sets are told apart without reading them."""
 _WORDLESS = r"[^\pL\pM\pN]+"
 # Scripts written without blanks: each character counts as a word.
 _NO_BLANKS = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
-_SAMPLE = 64
-"""Captions of a group that are looked at to find where it is cut."""
-_PIVOTS = 12
-_HELPS = 0.85
-"""A cut helps where neither half has more than this share of the group."""
+_HELPS = 0.7
+"""A cut helps where neither half has more than this share of the group: two such halves have fewer pairs than it."""
 
 
 def caption_keys(pairs: pa.Table, settings: NearCaptions) -> pa.Table:
@@ -105,51 +104,33 @@ class CaptionsAlike:
         self._set[meets] = group
         captions = rows["caption"].combine_chunks().take(pa.array(meets[first]))
         self._sets = _Shingles(captions, settings.shingle_words)
+        self._size, self._bits = np.zeros(len(key), np.int32), np.zeros((len(key), _WORDS), np.uint64)
+        self._size[meets], self._bits[meets] = self._sets.sizes[group], self._sets.bits()[group]
+        self._folded = np.bitwise_or.reduce(self._bits, axis=1)
 
     def __call__(self, left: Places, right: Places) -> npt.NDArray[np.bool_]:
         """(pairs,): whether the captions at `left` and at `right` are similar enough."""
-        ours, theirs = self._set[left], self._set[right]
-        small, large = np.sort([self._sets.sizes[ours], self._sets.sizes[theirs]], axis=0)
-        alike = small / large >= self._least  # sets of very different sizes share too little in any case
+        # Every bit in which two sets differ stands for another run that only one of them has. Where these are too many
+        # already, as among a shop's captions of one pattern, nothing more is asked.
+        both = self._size[left] + self._size[right]
+        most = both * ((1 - self._least) / (1 + self._least)) + 1e-6
+        alike = np.bitwise_count(self._folded[left] ^ self._folded[right]) <= most
         close = np.flatnonzero(alike)
+        apart = np.bitwise_count(self._bits[left[close]] ^ self._bits[right[close]]).sum(axis=1, dtype=np.int32)
+        alike[close] = apart <= most[close]
+        close = close[alike[close]]
         for start in range(0, len(close), _AT_ONCE):
             some = close[start : start + _AT_ONCE]
-            alike[some] = self._similarity(ours[some], theirs[some]) >= self._least
+            shared = self._sets.shared(self._set[left[some]], self._set[right[some]])
+            alike[some] = shared / (both[some] - shared) >= self._least
         return np.asarray(alike)
 
     def split(self, places: Places) -> tuple[Places, Places] | None:
-        """Cut by the number of runs of words, or by the distance to one of the captions, whichever parts best."""
-        sets = self._set[places]
-        some = sets[:: max(1, len(sets) // _SAMPLE)]
-        # 1 - Jaccard is a metric: how far two alike captions are from a third differs by their own distance at most.
-        # The logarithm of the size is no further apart than that of the ratio that is allowed.
-        by_size, reach_of_size = np.log(self._sets.sizes), -math.log(self._least) + 1e-9
-        cuts = [(by_size[some], reach_of_size, -1)]
-        for pivot in some[:: max(1, len(some) // _PIVOTS)].tolist():
-            cuts.append((self._distance(some, pivot), 1 - self._least + 1e-9, pivot))
-        larger = [max(map(np.mean, _halves(at, float(np.median(at)), reach))) for at, reach, _ in cuts]
-        sampled, reach, pivot = cuts[int(np.argmin(larger))]
-        if min(larger) >= _HELPS:
-            return None
-        values = by_size[sets] if pivot < 0 else self._distance(sets, pivot)
-        low, high = _halves(values, float(np.median(sampled)), reach)
-        return (places[low], places[high]) if max(low.sum(), high.sum()) < _HELPS * len(places) else None
-
-    def _distance(self, sets: Places, pivot: int) -> npt.NDArray[np.float64]:
-        found = [self._similarity(some, np.full(len(some), pivot))
-                 for some in np.split(sets, range(_AT_ONCE, len(sets), _AT_ONCE))]  # fmt: skip
-        return 1 - np.concatenate(found)
-
-    def _similarity(self, left: Places, right: Places) -> npt.NDArray[np.float64]:
-        shared = self._sets.shared(left, right)
-        return np.asarray(shared / (self._sets.sizes[left] + self._sets.sizes[right] - shared))
-
-
-def _halves(
-    values: npt.NDArray[np.float64], middle: float, reach: float
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Values that are `reach` or less apart share a half."""
-    return values <= middle + reach / 2, values >= middle - reach / 2
+        """Cut at the middle size; of two alike sets the larger is at most 1 / min_similarity times as large."""
+        sizes = self._size[places]
+        reach = math.sqrt(self._least) - 1e-9
+        low, high = places[sizes * reach <= np.median(sizes)], places[sizes >= np.median(sizes) * reach]
+        return (low, high) if max(len(low), len(high)) < _HELPS * len(places) else None
 
 
 class _Shingles:
@@ -189,6 +170,17 @@ class _Shingles:
         if len(filled):
             folded = [np.add.reduceat(mixed(self._runs, np.uint64(salt)), self._starts[filled]) for salt in (3, 4)]
             found[filled] = mixed(*folded)
+        return found
+
+    def bits(self) -> Numbers:
+        """(captions, _WORDS): bits that stand for runs; a run sets one, by a hash."""
+        filled = np.flatnonzero(self.sizes)
+        found = np.zeros((len(self.sizes), _WORDS), np.uint64)
+        number = mixed(self._runs, np.uint64(5))
+        bit = np.uint64(1) << (number >> np.uint64(58))
+        for word in range(_WORDS if len(filled) else 0):
+            in_word = np.where(number % np.uint64(_WORDS) == word, bit, np.uint64(0))
+            found[filled, word] = np.bitwise_or.reduceat(in_word, self._starts[filled])
         return found
 
     def shared(self, left: Places, right: Places) -> npt.NDArray[np.int64]:

@@ -115,7 +115,7 @@ def test_a_crowd_of_captions_is_parted() -> None:
     rows = rows.set_column(0, "key", pa.array(np.zeros(len(some), np.uint64)))
     halves = CaptionsAlike(rows, settings).split(np.arange(len(some)))
     assert halves is not None
-    assert max(map(len, halves)) < 0.85 * len(some)
+    assert max(map(len, halves)) < 0.7 * len(some)
     assert set(halves[0].tolist()) | set(halves[1].tolist()) == set(range(len(some)))
 
 
