@@ -4,9 +4,10 @@
 
 `download`: a list of photographs on a loopback web server, fetched by `python -m pipeline.build` (Ray's start, the list
 and its download count) and by `img2dataset`, by turns, on the same cores, with the same size, encoding and threads.
-`filter`: the filters of jobs/build_30m.yaml over a snapshot without pictures, by `judge` with one Ray CPU and by one
-process that reads the same columns and asks the same filters. `duplicates`: pictures that look the same among pairs of
-which one in twenty is a copy, four in ten stand on white and one in a hundred is blank.
+`filter`: the filters of jobs/build_30m.yaml over a snapshot without pictures, by `judge` with one Ray CPU, which also
+writes its verdicts, and by one process that reads the same columns, asks the same filters and writes nothing.
+`duplicates`: pictures that look the same among pairs of which one in twenty is a copy, four in ten stand on white and one
+in a hundred is blank.
 """
 
 from __future__ import annotations
@@ -179,8 +180,10 @@ def serve() -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.request_queue_size = 256
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 256
+
+    server = Server(("127.0.0.1", 0), Handler)
     print(server.server_port, flush=True)
     server.serve_forever()
 
@@ -189,6 +192,7 @@ def filters(work: Path, sizes: list[int]) -> dict[str, object]:
     """Seconds of `judge` and of the plain pass at every size, their ratio, and the most memory that a task took."""
     from pipeline.judge import judge, refusals
 
+    sizes = [rows // _ROWS_A_SHARD * _ROWS_A_SHARD for rows in sizes]
     place = Folder(str(work / "snapshot"))
     ready = [one.ready() for one in read_job("jobs/build_30m.yaml", [], BuildJob).filters]
     _write_metadata(place, max(sizes))
@@ -206,7 +210,8 @@ def filters(work: Path, sizes: list[int]) -> dict[str, object]:
         for rows in sizes:
             span = 250_000 // _ROWS_A_SHARD
             pool = Pool(place, Folder(str(work / "work")), rows, _ROWS_A_SHARD, span, (_LANGUAGE,))
-            with _peak() as peak:
+            plain(rows)  # the page cache is warm for both
+            with _peak("ray::") as peak:
                 seconds["judge"].append(_timed(lambda pool=pool: judge(pool, ready, lambda *_, **__: None)))  # type: ignore[misc]
             memory.append(peak.megabytes)
             seconds["plain"].append(_timed(lambda rows=rows: plain(rows)))  # type: ignore[misc]
@@ -218,7 +223,7 @@ def filters(work: Path, sizes: list[int]) -> dict[str, object]:
         "rows_per_s": round(sizes[-1] / seconds["judge"][-1]),
         "judge_over_plain": [round(a / b, 3) for a, b in zip(seconds["judge"], seconds["plain"], strict=True)],
         "furthest_from_a_line": round(float(off.max()), 3),
-        "task_megabytes": [round(one) for one in memory],
+        "worker_megabytes": [round(one) for one in memory],
     }
 
 
@@ -291,7 +296,7 @@ def duplicates(sizes: list[int]) -> dict[str, object]:
             alike = partial(LooksAlike, settings=rule)
             return len(refuse_the_alike(lambda among: best_alike(keys, alike, among)))
 
-        with _peak() as peak:
+        with _peak("") as peak:
             seconds.append(_timed(lambda: found.append(refuse())))
         memory.append(peak.megabytes)
     return {"pairs": sizes, "seconds": [round(one, 1) for one in seconds], "refused": found,
@@ -335,11 +340,14 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 class _peak:
-    """The most resident memory, in MB, that the largest of this process and its children took more than before."""
+    """The most resident memory in MB, while it was open, of the largest child whose command holds `name`; "": of this
+    process, beyond what it had before."""
+
+    def __init__(self, name: str) -> None:
+        self.megabytes, self._name, self._ended = 0.0, name, threading.Event()
+        self._before = 0.0 if name else self._largest()
 
     def __enter__(self) -> _peak:
-        self.megabytes, self._ended = 0.0, threading.Event()
-        self._before = self._largest()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -352,15 +360,16 @@ class _peak:
         while not self._ended.wait(0.05):
             self.megabytes = max(self.megabytes, self._largest() - self._before)
 
-    @staticmethod
-    def _largest() -> float:
+    def _largest(self) -> float:
         import psutil
 
         sizes = [0]
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        here = psutil.Process()
+        for process in here.children(recursive=True) if self._name else [here]:
             try:
-                sizes.append(process.memory_info().rss)
-            except psutil.NoSuchProcess:
+                if self._name in " ".join(process.cmdline()):
+                    sizes.append(process.memory_info().rss)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
         return max(sizes) / 1e6
 

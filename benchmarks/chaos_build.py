@@ -33,6 +33,7 @@ from benchmarks.measurement import report
 from benchmarks.two_nodes import TwoNodes
 from pipeline.build_job import BuildJob
 from pipeline.jobfile import read_job
+from pipeline.list_files import count_rows
 from pipeline.manifest import Manifest, check_shards, read_manifest
 from pipeline.storage import absolute, folder
 
@@ -103,6 +104,8 @@ def main() -> None:
         first.start()
         first.wait()
         expected = first.manifest().fingerprint, first.ends()
+        listed = sum(count_rows(one) for one in read_job(given.job, given.overrides, BuildJob).lists)
+        assert len(expected[1]) == listed, f"{len(expected[1])} rows in the ledger, {listed} in the lists"
         print(f"chaos: undisturbed in {time.time() - began:.0f} s: {expected[0][:16]}", flush=True)
         wrong = _other_ways(given, Path(work), expected)
         place = stack.enter_context(flaky_bucket(Path(work), given.seed)) if given.s3 else work
@@ -111,6 +114,8 @@ def main() -> None:
         chance, builds = random.Random(given.seed), 0
         while kills.total() < given.kills:
             builds += 1
+            if builds > 3 * given.kills:
+                raise TimeoutError(f"{builds} builds ended before they could be killed: only {kills.total()} kills")
             build = Build(f"killed-{builds}", given.job, given.overrides, place, Path(work, f"killed-{builds}.log"))
             _disturb(build, cluster, min(_MOST_KILLS_A_BUILD, given.kills - kills.total()), chance, kills)
             wrong += _differs(build, expected)
@@ -146,7 +151,8 @@ def _other_ways(given: argparse.Namespace, work: Path, expected: tuple[str, obje
 
 def _differs(build: Build, expected: tuple[str, object]) -> list[str]:
     """The build's name, if its dataset or ledger is another one or something of its work is left."""
-    left = folder(build.out).names("work/")
+    place = folder(build.out)
+    left = place.names("work/") or (place.is_local and Path(place.root, "work").exists())
     same = (build.manifest().fingerprint, build.ends()) == expected
     return [] if same and not left else [build.name]
 

@@ -51,7 +51,7 @@ class TaskSettings(Settings):
     """How much one task holds at a time; changes speed and memory, never the dataset."""
 
     rows: Annotated[int, Field(gt=0)] = 1_000_000
-    """Rows of lists or of the pool, without their pictures: some 500 bytes each."""
+    """Rows of lists or of the pool, without their pictures: some 500 bytes each, and what an embedding takes."""
 
 
 class BuildJob(Job):
@@ -92,6 +92,8 @@ class BuildJob(Job):
                 raise ValueError(f"filters.{one.name}: reads the column {missing[0]}, which no annotation adds")
         if self.decontaminate is not None and (named := self.decontaminate.embedding) not in (None, *columns):
             raise ValueError(f"decontaminate.embedding: reads the column {named}, which no annotation adds")
+        if (semantic := self.duplicates.semantic) is not None and semantic.column not in columns:
+            raise ValueError(f"duplicates.semantic: reads the column {semantic.column}, which no annotation adds")
         if SAMPLE_CRAWL in self.download.connect_to.values() and self.sample_crawl is None:
             raise ValueError(f"sample_crawl: expected its folder, because download.connect_to names {SAMPLE_CRAWL}")
         return self

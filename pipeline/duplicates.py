@@ -25,6 +25,7 @@ from pipeline.near_captions import NearCaptions
 from pipeline.nearness import RANKED, Places, ranks_of
 from pipeline.pair import pair_numbers
 from pipeline.pool import REFUSED
+from pipeline.semantic_duplicates import SemanticDuplicates
 
 
 class NearDuplicates(Settings):
@@ -48,6 +49,8 @@ class DuplicateSettings(Settings):
     """Refuse pictures that look the same; null: keep them."""
     near_captions: NearCaptions | None = None
     """Refuse pairs whose captions say nearly the same, whatever their pictures; null: keep them."""
+    semantic: SemanticDuplicates | None = None
+    """Refuse pairs whose embeddings mean the same (SemDeDup); null: keep them."""
     common_captions: Annotated[int, Field(ge=1)] | None = None
     """Refuse all pairs whose caption, letter for letter, more than so many pairs have (COYO: 10); null: keep them."""
 

@@ -28,7 +28,7 @@ VERDICT = pa.schema(
         pa.field("step", pa.string()),  # the step that refused the row, null where none has yet
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
-        pa.field("of", pa.int64()),  # the row that stays, where it was refused beside one
+        pa.field("of", pa.int64()),  # the row beside which it was refused, where there is one
     ]
 )
 """What became of a row."""

@@ -34,7 +34,7 @@ def write_report(target: Folder, name: str, manifest: Manifest, facts: Facts, po
         "Its order is that of a hash, so they are a fair sample.</p>",
         part.cards(_cards(kept, pool)),
         "<h2>Refused pairs</h2><p>Pictures that were fetched and are not in the dataset, up to "
-        f"{REFUSED_SHOWN} of each reason. Duplicates: the refused picture left, the one that stays right.</p>",
+        f"{REFUSED_SHOWN} of each reason. Duplicates: the refused picture left, the one that it repeats right.</p>",
         *_refused_with_picture(manifest.funnel, facts, pool),
         "<h2>Refused without a picture</h2><p>Rows that the list or the web refused, with an example.</p>",
         _refused_without_picture(manifest.funnel),

@@ -36,6 +36,7 @@ from pipeline.near_captions import CAPTION_COLUMNS, CaptionsAlike, NearCaptions,
 from pipeline.nearness import RANKED
 from pipeline.pool import Pool
 from pipeline.progress import progress, told
+from pipeline.semantic_duplicates import refuse_semantic
 from pipeline.task_window import in_turn
 
 
@@ -78,7 +79,7 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
     """The pool without repeated pictures; the detail names the pair that stays, as `of PAIR_ID`.
 
     Reasons: `duplicate_image` for the same bytes, `near_duplicate` for the same looks, `near_caption`,
-    `common_caption`.
+    `common_caption`, `semantic_duplicate`.
     """
     if settings.exact is not None:
         keys = partial(exact_keys, settings=settings)
@@ -90,7 +91,7 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
     if (most := settings.common_captions) is not None:
         decide = partial(too_common, most=most)
         pool = meet(pool, "duplicates.common", ("caption",), whole_captions, decide)
-    return pool
+    return pool if settings.semantic is None else refuse_semantic(pool, settings.semantic)
 
 
 def _refuse_near_looks(pool: Pool, settings: NearDuplicates) -> Pool:

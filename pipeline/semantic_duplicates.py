@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.all_pairs import meet, over_spans
 from pipeline.jobfile import JobError, Number, Settings
 from pipeline.keyed_hash import Numbers, mixed
 from pipeline.nearness import Places
@@ -78,6 +77,8 @@ def refuse_semantic(pool: Pool, settings: SemanticDuplicates) -> Pool:
     The pair named is the one with the greatest cosine of those before it, and may be refused beside another itself.
     JobError where embeddings are not of one length.
     """
+    from pipeline.all_pairs import meet  # here: a job is read without Ray
+
     drawn = _sample(pool, settings)
     if not len(drawn):
         return pool
@@ -193,6 +194,8 @@ def _greatest_before(vectors: Units, members: Places) -> Iterator[tuple[int, Pla
 
 def _sample(pool: Pool, settings: SemanticDuplicates) -> Units:
     """At most `sample` embeddings, in the order of the hash that draws them."""
+    from pipeline.all_pairs import over_spans  # here: a job is read without Ray
+
     columns = ("pair_id", settings.column)
     hashes, widths = np.empty(0, np.uint64), set()
     for more, width in over_spans(pool, columns, partial(_draw, settings=settings)):
