@@ -6,8 +6,8 @@
 and its download count) and by `img2dataset`, by turns, on the same cores, with the same size, encoding and threads.
 `filter`: the filters of jobs/build_30m.yaml over a snapshot without pictures, by `judge` with one Ray CPU, which also
 writes its verdicts, and by one process that reads the same columns, asks the same filters and writes nothing.
-`duplicates`: pictures that look the same among pairs of which one in twenty is a copy, four in ten stand on white and one
-in a hundred is blank.
+`duplicates`: pictures that look the same among pairs of which one in twenty is a copy, four in ten stand on white and
+one in a hundred is blank.
 """
 
 from __future__ import annotations

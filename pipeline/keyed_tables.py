@@ -30,7 +30,7 @@ class _Group(NamedTuple):
 def table_files(path: str) -> list[str]:
     """The file itself, or every parquet file of a folder, by name; DatasetError where there is none or not yet all."""
     place = folder(path)
-    if path.endswith(".parquet") and place.exists():
+    if place.names() == [place.root.removeprefix("s3://")]:
         return [path]
     names = place.names()
     if UNFINISHED in names:
