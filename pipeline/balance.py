@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, NamedTuple
@@ -31,6 +32,7 @@ READS = ("pair_id", "caption")
 """What `refused` looks at."""
 _WRAPPED = ",.;:?!`"
 _SHOWN = 4  # entries in a detail
+_LINE_END = re.compile(r"\r?\n")  # splitlines would also cut entries at marks such as U+2028
 
 
 class Balance(Settings):
@@ -70,7 +72,7 @@ def read_entries(path: str) -> Entries:
     content = folder(path).read_bytes("")
     try:
         text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
-        found = json.loads(text) if path.removesuffix(".gz").endswith(".json") else text.splitlines()
+        found = json.loads(text) if path.removesuffix(".gz").endswith(".json") else _LINE_END.split(text)
     except (ValueError, OSError, EOFError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of entries: {str(error).splitlines()[0]}") from None
     if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
@@ -23,7 +24,7 @@ from pipeline.duplicates import LooksAlike, NearDuplicates, look_keys
 from pipeline.jobfile import Number, Settings
 from pipeline.keyed_tables import all_rows, check_table
 from pipeline.look import LOOK_BYTES, look
-from pipeline.manifest import DatasetError
+from pipeline.manifest import MANIFEST, DatasetError, read_manifest
 from pipeline.nearness import Among, best_alike
 from pipeline.pool import REFUSED
 from pipeline.storage import Folder, absolute, folder
@@ -39,7 +40,7 @@ class EvaluationPictures(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     """In the ledger: pairs are refused as `in_NAME`."""
     pictures: str
-    """A parquet file with a column `image`, or a folder of them or of picture files; a path or s3://."""
+    """A parquet file with a column `image`, a folder of them or of picture files, or a built dataset; a path or s3://."""
     embeddings: str | None = None
     """Parquet file or folder with the column of `decontaminate.embedding`, a row a picture; null: only looks count."""
 
@@ -53,7 +54,7 @@ class Decontaminate(Settings):
     """When two pictures look the same."""
     embedding: str | None = None
     """Column of the pairs with a vector of the picture (a list of floats); null: only looks count."""
-    min_cosine: Annotated[Number, Field(gt=-1, le=1)] = 0.604169
+    min_cosine: Annotated[Number, Field(gt=0, le=1)] = 0.604169
     """From which cosine of the vectors two pictures are the same; DataComp's, for ISC's descriptor."""
 
     @model_validator(mode="after")
@@ -71,7 +72,7 @@ class Decontaminate(Settings):
         sets = []
         for one in self.sets:
             path = absolute(one.pictures)
-            if not any(True for _ in pieces_of(path)):
+            if not list(pieces_of(path)):
                 raise DatasetError(f"decontaminate.sets.{one.name}: {path}: expected pictures, found none")
             vectors = None if one.embeddings is None else absolute(one.embeddings)
             if vectors is not None:
@@ -102,17 +103,29 @@ class Piece:
 
 
 def pieces_of(path: str) -> Iterator[Piece]:
-    """The pieces of a set's pictures, in order."""
+    """The pieces of a set's pictures, in order; DatasetError where a table has no column `image`."""
     place = folder(path)
-    names = [""] if path.endswith(".parquet") and place.exists() else place.names()
+    if place.exists(MANIFEST):  # beside its shards lie a ledger and a snapshot
+        names = [shard.path for shard in read_manifest(path).shards]
+    else:
+        names = [""] if path.endswith(".parquet") and place.exists() else place.names()
     tables = [place.join(name) for name in names if path.endswith(".parquet") or name.endswith(".parquet")]
     for table in tables:
-        with folder(table).open("") as file:
-            for group in range(pq.ParquetFile(file).metadata.num_row_groups):
-                yield Piece(table, group=group)
+        yield from (Piece(table, group=group) for group in range(_groups_with_pictures(table)))
     pictures = [name for name in names if name.lower().endswith(_PICTURES)]
     for start in range(0, len(pictures), _FILES_A_PIECE):
         yield Piece(path, tuple(pictures[start : start + _FILES_A_PIECE]))
+
+
+def _groups_with_pictures(table: str) -> int:
+    with folder(table).open("") as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise DatasetError(f"{table}: expected a parquet table: {str(error).splitlines()[0]}") from None
+        if "image" not in parquet.schema_arrow.names:
+            raise DatasetError(f"{table}: expected a column image, found {', '.join(parquet.schema_arrow.names)}")
+        return int(parquet.metadata.num_row_groups)
 
 
 def looks_of(piece: Piece) -> tuple[pa.Table, int]:
@@ -138,10 +151,8 @@ def _contents(piece: Piece) -> Iterator[tuple[str, bytes]]:
         yield from ((name, place.read_bytes(name)) for name in piece.files)
         return
     with folder(piece.path).open("") as file:
-        parquet = pq.ParquetFile(file)
-        if "image" not in parquet.schema_arrow.names:
-            raise DatasetError(f"{piece.path}: expected a column image, found {', '.join(parquet.schema_arrow.names)}")
-        images = parquet.read_row_group(piece.group, columns=["image"], use_threads=False)["image"].to_pylist()
+        table = pq.ParquetFile(file).read_row_group(piece.group, columns=["image"], use_threads=False)
+    images = table["image"].to_pylist()
     label = f"{PurePosixPath(piece.path).name}/{piece.group}"
     yield from (
         (f"{label}/{at}", image["bytes"] if isinstance(image, dict) else image) for at, image in enumerate(images)
@@ -217,10 +228,18 @@ def _as_pairs(rows: pa.Table, first: int) -> pa.Table:
 
 
 def unit_vectors(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """(rows, width) of a column of lists, each divided by its length; a row of zeros where there is none."""
-    vectors = column.combine_chunks().to_pylist()
-    width = next((len(one) for one in vectors if one is not None), 1)
-    found = np.array([[0.0] * width if one is None else one for one in vectors], np.float32).reshape(-1, width)
+    """(rows, width) of a column of lists, each divided by its length; a row of zeros where there is none or no number.
+
+    DatasetError where lists are not of one length.
+    """
+    lists = column.combine_chunks()
+    given = lists.drop_null()
+    widths = np.unique(pc.list_value_length(given)).tolist() or [1]
+    if len(widths) > 1:
+        raise DatasetError(f"decontaminate.embedding: expected vectors of one width, found {widths[0]} and {widths[1]}")
+    found = np.zeros((len(lists), widths[0]), np.float32)
+    found[np.asarray(lists.is_valid())] = given.flatten().to_numpy(zero_copy_only=False).reshape(-1, widths[0])
+    found[~np.isfinite(found).all(axis=1)] = 0  # beside a NaN no other vector would ever be the nearest
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12).astype(np.float32))
 
 

@@ -51,6 +51,11 @@ def test_a_few_captions_by_hand() -> None:
         assert {made.texts[number] for number in matched(caption, made)} == entries, caption
 
 
+def test_only_line_ends_part_entries(tmp_path: Path) -> None:
+    (tmp_path / "entries.txt").write_bytes("a\u2028b\r\nc\x0cd\n\ne".encode())
+    assert list(read_entries(str(tmp_path / "entries.txt")).texts) == ["a\u2028b", "c\x0cd", "e"]
+
+
 def pairs_of(captions: list[str]) -> list[dict[str, str]]:
     return [{"pair_id": pair_id(f"http://a.example/{number}", caption), "caption": caption}
             for number, caption in enumerate(captions)]  # fmt: skip

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image, ImageDraw
 from pydantic import ValidationError
 from small_drawings import drawing, encoded
 from small_pool import small_pool, verdicts_by_name
 
-from pipeline.decontaminate import Decontaminate, EvaluationPictures, looks_of, pieces_of
+from pipeline.decontaminate import Decontaminate, EvaluationPictures, looks_of, pieces_of, unit_vectors
 from pipeline.look import Look, look
-from pipeline.manifest import DatasetError
+from pipeline.manifest import DatasetError, Manifest, dataset_fingerprint, write_manifest
 from pipeline.selection import refuse_evaluated
+from pipeline.shards import write_shards
+from pipeline.storage import folder
 
 COLUMNS = pa.schema([*Look().columns, pa.field("embedding", pa.list_(pa.float32()))])
 
@@ -79,5 +83,60 @@ def test_mistakes_are_named(tmp_path: Path, sets: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="embedding: expected the name of the column"):
         Decontaminate(sets=(one.model_copy(update={"embeddings": "x.parquet"}),))
     pq.write_table(pa.table({"picture": [b""]}), tmp_path / "other.parquet")
-    with pytest.raises(DatasetError, match="expected a column image, found picture"):
-        looks_of(next(pieces_of(str(tmp_path / "other.parquet"))))
+    (tmp_path / "no.parquet").write_bytes(b"no table")
+    for name, said in (("other", "expected a column image, found picture"), ("no", "expected a parquet table")):
+        wrong = EvaluationPictures(name="wrong", pictures=str(tmp_path / f"{name}.parquet"))
+        with pytest.raises(DatasetError, match=said):
+            Decontaminate(sets=(one, wrong)).ready()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_see_through_picture_looks_as_its_copy_on_white(mode: str) -> None:
+    """A download lays pictures on white; evaluation sets such as OpenMoji are see-through as they come."""
+    ink = drawing(3)
+    ImageDraw.Draw(ink).rectangle((0, 0, 20, 20), fill="black")
+    hole = Image.new("L", ink.size, 0)
+    ImageDraw.Draw(hole).ellipse((20, 20, 140, 140), fill=255)
+    ink.putalpha(hole)
+    see_through = ink.quantize(64) if mode == "P" else ink.convert(mode)
+    rgba = see_through.convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert on_white.getpixel((0, 0)) == (255, 255, 255)
+    assert see_through.convert("RGB").getpixel((0, 0)) != (255, 255, 255), "what lies under the hole is dark"
+    assert look(encoded(see_through)) == look(encoded(on_white))
+
+
+def test_a_picture_held_sideways_looks_as_it_is_upright() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    sideways = drawing(5).transpose(Image.Transpose.ROTATE_90)
+    file = io.BytesIO()
+    sideways.save(file, "PNG", exif=exif)
+    assert look(file.getvalue()) == look(encoded(drawing(5)))
+
+
+def test_of_a_built_dataset_only_shards_are_looked_at(tmp_path: Path) -> None:
+    images = pa.table({"image": [encoded(drawing(seed)) for seed in range(3)]})
+    shards = write_shards([images], folder(str(tmp_path)), 2, 1)
+    columns = {"image": "binary"}
+    manifest = Manifest(
+        name="small", pairs=3, pairs_per_shard=2, rows_per_group=1, shards=tuple(shards), columns=columns,
+        fingerprint=dataset_fingerprint(shards, columns), job={}, lists={}, snapshot="", funnel=[], versions={},
+    )  # fmt: skip
+    write_manifest(folder(str(tmp_path)), manifest)
+    (tmp_path / "ledger").mkdir()
+    pq.write_table(pa.table({"row": [0]}), tmp_path / "ledger" / "00000.parquet")
+    found = [looks_of(piece)[0]["name"].to_pylist() for piece in pieces_of(str(tmp_path))]
+    assert found == [["00000.parquet/0/0"], ["00000.parquet/1/0"], ["00001.parquet/0/0"]]
+
+
+def test_vectors_that_are_none_or_no_numbers_are_zeros_and_uneven_ones_are_a_mistake() -> None:
+    def column(*vectors: list[float] | None) -> pa.ChunkedArray:
+        return pa.chunked_array([pa.array([one], pa.list_(pa.float32())) for one in vectors])
+
+    nan, inf = float("nan"), float("inf")
+    found = unit_vectors(column(None, [0.0, 2.0], [nan, 1.0], [3.0, 4.0], [inf, 0.0]))
+    np.testing.assert_allclose(found, [[0, 0], [0, 1], [0, 0], [0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert unit_vectors(column(None)).tolist() == [[0.0]]
+    with pytest.raises(DatasetError, match="expected vectors of one width, found 1 and 2"):
+        unit_vectors(column([1.0, 2.0], [1.0]))
