@@ -182,8 +182,9 @@ def _disturb(
 def _kill(kind: str, build: Build, cluster: TwoNodes, chance: random.Random) -> bool:
     """Kills one thing and starts again what does not come back by itself; whether there was anything to kill."""
     if kind == "task":
+        # Not Ray's own agents: a node dies with them, and the driver with the head.
         found = [process for node in (cluster.head, cluster.node) for process in node.processes("ray::")
-                 if "ray::IDLE" not in " ".join(process.cmdline())]  # fmt: skip
+                 if not any(name in " ".join(process.cmdline()) for name in ("ray::IDLE", "Agent"))]  # fmt: skip
         if not found:
             return False
         chance.choice(found).kill()
