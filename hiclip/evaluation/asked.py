@@ -17,7 +17,7 @@ from pipeline.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
-_REVISION = 2
+_REVISION = 3
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
 _WITHOUT = {
     "baselines.pixel_neighbours": "baselines.pixel_neighbours=null",

@@ -7,6 +7,7 @@ set and never by how many tasks share the work, and each is computed by one thre
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,8 @@ from hiclip.batch import trim_padding
 from hiclip.data.images import CENTRE_CROP, ImageError, eval_transform, normalise
 from hiclip.data.tokenizer import Tokenizer
 from hiclip.evaluation.blocks import MapBlocks, cut
+from hiclip.evaluation.retrieval import IntArray
+from hiclip.evaluation.set_pictures import SetPictures
 from hiclip.model.sizes import Sizes, resolve
 from hiclip.model.two_towers import TwoTowers
 
@@ -44,11 +47,31 @@ class Embedder:
         return resolve(self.towers.settings)
 
 
+@dataclass(frozen=True)
+class EmbeddedPictures:
+    """Pictures of a set as vectors."""
+
+    vectors: Vectors
+    """(N, E), of length one; a row of NaN for a picture that cannot be read."""
+    sha256: str
+    """Hex sha256 over the sha256 of each picture's bytes, in order: what was really looked at."""
+
+    @property
+    def broken(self) -> int:
+        """Pictures that cannot be fetched or decoded."""
+        return int(np.isnan(self.vectors[:, 0]).sum())
+
+
 def embed_pictures(
-    embedder: Embedder, pictures: Sequence[bytes], batch: int, map_blocks: MapBlocks, what: str
-) -> Vectors:
-    """N encoded pictures -> (N, E) unit vectors; a row of NaN for one that cannot be read."""
-    return np.concatenate(list(map_blocks(picture_vectors, embedder, cut(pictures, batch), what)))
+    embedder: Embedder, pictures: SetPictures, rows: IntArray, batch: int, map_blocks: MapBlocks, what: str
+) -> EmbeddedPictures:
+    """Pictures number `rows`, each batch read where it is embedded."""
+    blocks = cut(rows.tolist(), batch)
+    found, digest = list[Vectors](), hashlib.sha256()
+    for vectors, digests in map_blocks(_read_and_embed, (embedder, pictures), blocks, what):
+        found.append(vectors)
+        digest.update(digests)
+    return EmbeddedPictures(np.concatenate(found), digest.hexdigest())
 
 
 def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks: MapBlocks, what: str) -> Vectors:
@@ -57,6 +80,13 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks
     vectors = np.concatenate(list(map_blocks(text_vectors, embedder, cut(once, batch), what)))
     place = {text: row for row, text in enumerate(once)}
     return vectors[[place[text] for text in texts]]
+
+
+def _read_and_embed(shared: tuple[Embedder, SetPictures], rows: Sequence[int]) -> tuple[Vectors, bytes]:
+    embedder, pictures = shared
+    encoded = pictures.read(rows)
+    digests = b"".join(hashlib.sha256(picture).digest() for picture in encoded)
+    return picture_vectors(embedder, encoded), digests
 
 
 def picture_vectors(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:

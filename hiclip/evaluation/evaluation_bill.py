@@ -42,7 +42,7 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
     if columns is not None:
         yield "columns", _columns_line(columns)
     pictures = sum(len(content.pictures) for content in asked.contents) + pairs
-    texts = sum(len({*content.prompts(), *content.captions}) for content in asked.contents)
+    texts = sum(len(set(_texts(content))) for content in asked.contents)
     texts += pairs if columns is not None and "clip_score" in columns.settings.adds else 0
     flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
@@ -60,9 +60,18 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
 
 
 def _set_line(asked: Asked, content: EvaluationSet) -> str:
-    prompts = f"{len(content.tree.classes):,} classes × {len(content.templates)} prompts"
-    line = f"{len(content.pictures):,} pictures, {prompts}, retrieval of {len(content.queries):,} pairs"
-    return line + (", measured before" if measured_before(asked, content, folder(asked.job.out)) else "")
+    classes, found = content.classification, content.retrieval
+    parts = [f"{len(content.pictures):,} pictures"]
+    if classes is not None:
+        parts.append(f"{len(classes.tree.classes):,} classes × {len(classes.templates)} prompts")
+    if found is not None:
+        parts.append(f"retrieval of {len(found.rows):,} pictures and {len(found.captions):,} captions")
+    return ", ".join(parts) + (", measured before" if measured_before(asked, content, folder(asked.job.out)) else "")
+
+
+def _texts(content: EvaluationSet) -> list[str]:
+    prompts = content.classification.prompts() if content.classification is not None else []
+    return [*prompts, *(content.retrieval.captions if content.retrieval is not None else ())]
 
 
 def _columns_line(columns: AskedColumns) -> str:
@@ -75,7 +84,7 @@ def _probes(asked: Asked) -> tuple[Sequence[bytes], Sequence[str]]:
     """Some pictures and texts that the evaluation will embed."""
     if asked.contents:
         content = asked.contents[0]
-        return content.pictures[:_PROBE], content.tree.classes[:_PROBE]
+        return content.pictures.read(range(min(_PROBE, len(content.pictures)))), _texts(content)[:_PROBE]
     assert asked.columns is not None
     reader = DatasetReader(asked.columns.settings.dataset, asked.columns.manifest)
     rows = reader.read_group(0, ["image", "caption"]).slice(0, _PROBE)

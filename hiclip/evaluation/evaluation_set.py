@@ -1,39 +1,63 @@
-"""What an evaluation set is: labelled pictures, their captions, and which of both take part in retrieval."""
+"""What an evaluation set is: pictures, and what is asked about them: their class, their captions, or both."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hiclip.evaluation.label_tree import LabelTree
-from hiclip.evaluation.retrieval import IntArray
+from hiclip.evaluation.retrieval import Fits, IntArray
+from hiclip.evaluation.set_pictures import SetPictures
+
+Convention = Literal["top1", "mean_per_class"]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """N pictures with one label each, of C classes."""
+
+    rows: IntArray
+    """(N,) pictures of the set."""
+    labels: IntArray
+    """(N,) class of each."""
+    tree: LabelTree
+    """The classes, in a hierarchy if the set has one."""
+    templates: tuple[str, ...]
+    """Prompts of a class; `{}` stands for its name."""
+    convention: Convention = "top1"
+    """The metric that papers since CLIP quote for the set; HiCLIP's says "top-1" for all."""
+
+    def prompts(self) -> list[str]:
+        """T·C prompts: all classes in the first template, then all in the second, and so on."""
+        return [template.replace("{}", name) for template in self.templates for name in self.tree.classes]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Q pictures and M captions, a caption or several a picture."""
+
+    rows: IntArray
+    """(Q,) pictures of the set."""
+    captions: tuple[str, ...]
+    """(M,) candidates of text retrieval, and queries of image retrieval."""
+    owners: IntArray
+    """(M,) which of the Q pictures each caption was written for; intervals draw them together."""
+    right: Fits
+    """Which captions are right for a picture; usually its own, more where others say the same."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """N pictures with one label each; Q of them are retrieved by their captions and the other way round."""
+    """Pictures and the questions about them; at least one of both."""
 
     name: str
     fingerprint: str
-    """Hex sha256 of everything below: the same one means the same questions."""
-    pictures: tuple[bytes, ...]
-    """(N,) encoded pictures."""
-    labels: IntArray
-    """(N,) class of each picture."""
-    tree: LabelTree
-    templates: tuple[str, ...]
-    """Prompts of a class; `{}` stands for its name."""
-    queries: IntArray
-    """(Q,) pictures that take part in retrieval."""
-    captions: tuple[str, ...]
-    """(Q,) the caption of each of them, a candidate of text retrieval."""
-    wordings: tuple[frozenset[str], ...]
-    """(Q,) every caption that is right for the picture, folded by `folded`."""
-
-    def prompts(self) -> list[str]:
-        """T·C prompts: all classes in the first template, then all in the second, and so on."""
-        return [template.format(name) for template in self.templates for name in self.tree.classes]
+    """Hex sha256 of the names of the pictures and of all that is asked: the same one means the same questions."""
+    pictures: SetPictures
+    classification: Classification | None = None
+    retrieval: Retrieval | None = None
 
 
 def folded(caption: str) -> str:
@@ -49,3 +73,24 @@ def drawn(names: Sequence[str], count: int, key: str) -> list[int]:
     """
     order = sorted(range(len(names)), key=lambda place: hashlib.sha256(f"{key}\0{names[place]}".encode()).digest())
     return sorted(order[:count])
+
+
+def questions_fingerprint(
+    name: str,
+    pictures: SetPictures,
+    classification: Classification | None = None,
+    retrieval: Retrieval | None = None,
+) -> str:
+    """Hex sha256 of a set's name, the names of its pictures, and of every label, class, prompt and caption."""
+    digest = hashlib.sha256(name.encode())
+    for part in pictures.names():
+        digest.update(part.encode() + b"\0")
+    if classification is not None:
+        tree = classification.tree
+        digest.update(classification.rows.tobytes() + classification.labels.tobytes())
+        digest.update(repr((tree.classes, tree.subgroups, tree.groups, sorted(tree.left_out))).encode())
+        digest.update(repr((classification.templates, classification.convention)).encode())
+    if retrieval is not None:
+        digest.update(retrieval.rows.tobytes() + retrieval.owners.tobytes() + retrieval.right.pairs.tobytes())
+        digest.update(repr(retrieval.captions).encode())
+    return digest.hexdigest()

@@ -110,14 +110,15 @@ def _length(caption: str) -> int:
 
 
 def _set_pictures(asked: Asked, count: int) -> Iterator[tuple[str, bytes]]:
-    """(label, picture) of some of the first set's pictures, without those that averages leave out."""
-    if not asked.contents:
+    """(label, picture) of some of the first labelled set's pictures, without those that averages leave out."""
+    content = next((one for one in asked.contents if one.classification is not None), None)
+    if content is None or content.classification is None:
         return
-    content = asked.contents[0]
-    counted = np.flatnonzero(content.tree.counted()[content.labels]).tolist()
-    names = [content.tree.classes[content.labels[picture]] for picture in counted]
+    classes = content.classification
+    counted = np.flatnonzero(classes.tree.counted()[classes.labels]).tolist()
+    names = [classes.tree.classes[classes.labels[place]] for place in counted]
     for place in drawn(names, count, key="drawn as groups"):
-        yield names[place], content.pictures[counted[place]]
+        yield names[place], content.pictures.read([int(classes.rows[counted[place]])])[0]
 
 
 def _draw_caption(place: int, caption: str, models: Sequence[_Model]) -> Drawing:

@@ -1,4 +1,5 @@
-"""A hierarchy of labels: concepts in subgroups in groups, so that an error can be near or far."""
+"""The classes of a set, in a hierarchy if it has one: concepts in subgroups in groups, so that an error can be near or
+far."""
 
 from __future__ import annotations
 
@@ -15,15 +16,22 @@ class LabelTree:
     """C classes and where they hang."""
 
     classes: tuple[str, ...]
-    subgroups: tuple[str, ...]
-    """(C,): the subgroup of each class; a subgroup lies in one group."""
-    groups: tuple[str, ...]
-    """(C,): the group of each class."""
+    subgroups: tuple[str, ...] = ()
+    """(C,): the subgroup of each class; a subgroup lies in one group. Empty for classes without a hierarchy."""
+    groups: tuple[str, ...] = ()
+    """(C,): the group of each class; empty likewise."""
     left_out: frozenset[str] = frozenset()
     """Subgroups that averages leave out (country flags: one seventh of all emoji, told apart by colour alone)."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether the classes have no hierarchy."""
+        return not self.subgroups
+
     def counted(self) -> BoolArray:
-        """(C,): whether the class takes part in averages over subgroups."""
+        """(C,): whether the class takes part in averages over subgroups; all of a flat tree."""
+        if self.flat:
+            return np.ones(len(self.classes), dtype=np.bool_)
         return np.array([subgroup not in self.left_out for subgroup in self.subgroups], dtype=np.bool_)
 
     def subgroup_numbers(self) -> tuple[list[str], IntArray]:
@@ -31,7 +39,12 @@ class LabelTree:
         return numbered(self.subgroups)
 
     def distances(self, answers: IntArray, labels: IntArray) -> IntArray:
-        """(N,), (N,) classes -> (N,) steps up the tree to a shared node: 0 same class ... 3 nothing shared."""
+        """(N,), (N,) classes -> (N,) steps up the tree to a shared node: 0 same class ... 3 nothing shared.
+
+        Of a flat tree 0 or 3.
+        """
+        if self.flat:
+            return np.where(answers == labels, 0, 3).astype(np.int64)
         subgroup, group = numbered(self.subgroups)[1], numbered(self.groups)[1]
         return np.where(
             answers == labels,

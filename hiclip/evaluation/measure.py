@@ -7,19 +7,19 @@ the scores came from.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from hiclip.evaluation import retrieval, zero_shot
-from hiclip.evaluation.blocks import MapBlocks
+from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.bootstrap import FloatArray, estimate
-from hiclip.evaluation.embed import Embedder, embed_pictures, embed_texts
-from hiclip.evaluation.evaluation_set import EvaluationSet, folded
+from hiclip.evaluation.embed import Embedder, Vectors, embed_pictures, embed_texts
+from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
 from hiclip.evaluation.result import Result, results_of
-from hiclip.evaluation.retrieval import Answers, Fits, ScoreRows
+from hiclip.evaluation.retrieval import Answers, ScoreTile, TableScores, VectorScores
 from hiclip.evaluation.zero_shot import Predictions
 from pipeline.jobfile import Settings
 
@@ -27,18 +27,28 @@ METRICS = (*zero_shot.METRICS, *retrieval.METRICS)
 """Every metric of a set, in the order of the table."""
 
 
+class SeenPictures(Settings):
+    """What a model was shown."""
+
+    count: int
+    broken: int
+    """Pictures that cannot be fetched or decoded; they are scored as wrong."""
+    sha256: str
+    """Hex sha256 over the sha256 of each picture's bytes, in order."""
+
+
 @dataclass(frozen=True)
 class Scores:
-    """What somebody thinks of a set's N pictures, C classes, and Q queries with their captions."""
+    """What somebody thinks of a set's N pictures and C classes, and of its Q pictures and M captions."""
 
     classes: npt.NDArray[np.float32] | None
     """(N, C); None if nobody asked for a metric that needs it."""
-    image_rows: ScoreRows | None
-    """Rows of (Q pictures, Q captions); None likewise."""
-    text_rows: ScoreRows | None
-    """The same the other way round."""
+    captions: ScoreTile | None
+    """(Q, M) in tiles; None likewise."""
     logit_scale: float = 1.0
     """Inverse temperature that makes scores logits."""
+    seen: SeenPictures | None = None
+    """What was looked at; None for a baseline."""
 
 
 class SubgroupResult(Settings):
@@ -68,9 +78,11 @@ class Found(Settings):
     """What one direction of retrieval found."""
 
     ranks: list[int]
-    """(Q,) place of the first right candidate."""
+    """(Q,) pictures, or (M,) captions: place of the first right candidate."""
+    shown: list[int]
+    """(K,) queries whose best candidates are here."""
     best: list[list[int]]
-    """(Q, 5) candidates, best first."""
+    """(K, 5) candidates, best first."""
 
 
 class MeasuredSet(Settings):
@@ -78,6 +90,9 @@ class MeasuredSet(Settings):
 
     set: str
     results: list[Result]
+    seen: SeenPictures | None = None
+    seconds: float = 0.0
+    """Wall time that the model's numbers took."""
     subgroups: list[SubgroupResult] = Field(default_factory=list)
     judged: Judged | None = None
     """Null where nothing was classified."""
@@ -87,60 +102,87 @@ class MeasuredSet(Settings):
     """The other way round."""
 
 
+def asked_metrics(content: EvaluationSet) -> tuple[str, ...]:
+    """The metrics that a set can have, in the order of the table."""
+    classify = zero_shot.METRICS if content.classification is not None else ()
+    return (*classify, *(retrieval.METRICS if content.retrieval is not None else ()))
+
+
 def model_scores(
-    embedder: Embedder, content: EvaluationSet, batch: int, map_blocks: MapBlocks, metrics: Collection[str]
+    embedder: Embedder,
+    content: EvaluationSet,
+    batch: int,
+    map_blocks: MapBlocks,
+    metrics: Collection[str],
+    class_vectors: ClassVectors | None = None,
 ) -> Scores:
-    """The towers' cosines; only what `metrics` need is embedded."""
-    classify = any(metric in zero_shot.METRICS for metric in metrics)
-    retrieve = any(metric in retrieval.METRICS for metric in metrics)
-    shown = np.arange(len(content.pictures)) if classify else content.queries
-    images = embed_pictures(
-        embedder, [content.pictures[row] for row in shown], batch, map_blocks, f"{content.name}: pictures"
-    )
-    prompts = content.prompts() if classify else []
-    texts = embed_texts(
-        embedder,
-        [*prompts, *(content.captions if retrieve else ())],
-        batch,
-        map_blocks,
-        f"{content.name}: prompts and captions",
-    )
+    """The towers' cosines; only what `metrics` need is embedded. Sets of the same prompts share `class_vectors`."""
+    asked = content.classification if any(metric in zero_shot.METRICS for metric in metrics) else None
+    found = content.retrieval if any(metric in retrieval.METRICS for metric in metrics) else None
+    parts = [part.rows for part in (asked, found) if part is not None]
+    rows = np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+    images = embed_pictures(embedder, content.pictures, rows, batch, map_blocks, f"{content.name}: pictures")
     scale = float(embedder.towers.logit_scale().item())
-    per_class = None
-    if classify:
-        shape = (len(content.templates), len(content.tree.classes), -1)
-        per_class = images @ zero_shot.class_vectors(texts[: len(prompts)].reshape(shape)).T
-    if not retrieve:
-        return Scores(per_class, None, None, scale)
-    pictures, captions = images[content.queries] if classify else images, texts[len(prompts) :]
-    return Scores(per_class, lambda part: pictures[part] @ captions.T, lambda part: captions[part] @ pictures.T, scale)
+    per_class, tile = None, None
+    if asked is not None:
+        vectors = (class_vectors or ClassVectors()).of(asked, embedder, batch, map_blocks, f"{content.name}: prompts")
+        per_class = images.vectors[np.searchsorted(rows, asked.rows)] @ vectors.T
+    if found is not None:
+        captions = embed_texts(embedder, found.captions, batch, map_blocks, f"{content.name}: captions")
+        tile = VectorScores(images.vectors[np.searchsorted(rows, found.rows)], captions)
+    seen = SeenPictures(count=len(rows), broken=images.broken, sha256=images.sha256)
+    return Scores(per_class, tile, scale, seen)
+
+
+@dataclass
+class ClassVectors:
+    """The vectors of classes, embedded once a model however many sets have the same prompts."""
+
+    known: dict[tuple[tuple[str, ...], tuple[str, ...]], Vectors] = field(default_factory=dict)
+
+    def of(self, asked: Classification, embedder: Embedder, batch: int, map_blocks: MapBlocks, what: str) -> Vectors:
+        """(C, E) unit vectors."""
+        key = (asked.tree.classes, asked.templates)
+        if key not in self.known:
+            texts = embed_texts(embedder, asked.prompts(), batch, map_blocks, what)
+            self.known[key] = zero_shot.class_vectors(texts.reshape(len(asked.templates), len(asked.tree.classes), -1))
+        return self.known[key]
 
 
 def class_only_scores(content: EvaluationSet, per_class: npt.NDArray[np.floating]) -> Scores:
     """Scores (N, C) of an answerer that knows classes alone: a caption is worth what its picture's class is."""
-    table = per_class[content.queries][:, content.labels[content.queries]].astype(np.float32)
-    return Scores(per_class.astype(np.float32), lambda part: table[part], lambda part: table.T[part])
+    asked, found = content.classification, content.retrieval
+    assert asked is not None
+    scores = per_class.astype(np.float32)
+    if found is None or not np.isin(found.rows, asked.rows).all():
+        return Scores(scores, None)
+    places = np.searchsorted(asked.rows, found.rows)
+    return Scores(scores, TableScores(scores[places][:, asked.labels[places][found.owners]]))
 
 
-def measure(content: EvaluationSet, scores: Scores, seed: int, draws: int) -> MeasuredSet:
+def measure(
+    content: EvaluationSet, scores: Scores, seed: int, draws: int, map_blocks: MapBlocks = map_here
+) -> MeasuredSet:
     """Every metric that the scores allow, with intervals."""
     results: list[Result] = []
     subgroups: list[SubgroupResult] = []
     judged, images_found, texts_found = None, None, None
     if scores.classes is not None:
-        predictions = zero_shot.predict(scores.classes, content.labels)
-        results += _zero_shot_results(content, predictions, seed, draws)
-        subgroups = _subgroup_results(content, predictions, seed, draws)
+        assert content.classification is not None
+        predictions = zero_shot.predict(scores.classes, content.classification.labels)
+        results += _zero_shot_results(content.name, content.classification, predictions, seed, draws)
+        subgroups = _subgroup_results(content.classification, predictions, seed, draws)
         judged = Judged(ranks=predictions.ranks.tolist(), best=predictions.best.tolist())
-    if scores.image_rows is not None and scores.text_rows is not None:
-        right = _right(content)
-        images = retrieval.answer(scores.image_rows, right, scores.logit_scale)
-        texts = retrieval.answer(scores.text_rows, right.turned(), scores.logit_scale)
-        results += _retrieval_results(content, right, images, texts, seed, draws)
+    if scores.captions is not None:
+        assert content.retrieval is not None
+        right = content.retrieval.right
+        images, texts = retrieval.answers(scores.captions, right, scores.logit_scale, map_blocks, content.name)
+        results += _retrieval_results(content.name, content.retrieval, images, texts, seed, draws)
         images_found, texts_found = _found(images), _found(texts)
     return MeasuredSet(
         set=content.name,
         results=results,
+        seen=scores.seen,
         subgroups=subgroups,
         judged=judged,
         images_found=images_found,
@@ -152,44 +194,44 @@ def baseline_values(content: EvaluationSet, scores: Scores, without: Collection[
     """The metrics of a baseline by name, without intervals."""
     values: dict[str, float] = {}
     if scores.classes is not None:
-        predictions = zero_shot.predict(scores.classes, content.labels)
-        statistic = zero_shot.zero_shot_statistic(predictions, content.tree)
-        values |= zip(zero_shot.METRICS, statistic(np.ones((1, len(content.labels))))[0].tolist(), strict=True)
-    if scores.image_rows is not None and scores.text_rows is not None:
-        right = _right(content)
-        images = retrieval.answer(scores.image_rows, right)
-        texts = retrieval.answer(scores.text_rows, right.turned())
-        statistic = retrieval.retrieval_statistic(images, texts, np.arange(len(content.queries)))
-        values |= zip(retrieval.METRICS, statistic(np.ones((1, len(content.queries))))[0].tolist(), strict=True)
+        asked = content.classification
+        assert asked is not None
+        predictions = zero_shot.predict(scores.classes, asked.labels)
+        statistic = zero_shot.zero_shot_statistic(predictions, asked.tree)
+        values |= zip(zero_shot.METRICS, statistic(np.ones((1, len(asked.labels))))[0].tolist(), strict=True)
+    if scores.captions is not None:
+        found = content.retrieval
+        assert found is not None
+        statistic = retrieval.retrieval_statistic(*retrieval.answers(scores.captions, found.right), found.owners)
+        values |= zip(retrieval.METRICS, statistic(np.ones((1, len(found.rows))))[0].tolist(), strict=True)
     return {metric: value for metric, value in values.items() if metric not in without and np.isfinite(value)}
 
 
-def _right(content: EvaluationSet) -> Fits:
-    return retrieval.fits(content.wordings, [folded(caption) for caption in content.captions])
-
-
 def _found(answers: Answers) -> Found:
-    return Found(ranks=answers.ranks.tolist(), best=answers.best.tolist())
+    return Found(ranks=answers.ranks.tolist(), shown=answers.shown.tolist(), best=answers.best.tolist())
 
 
-def _zero_shot_results(content: EvaluationSet, predictions: Predictions, seed: int, draws: int) -> list[Result]:
-    statistic = zero_shot.zero_shot_statistic(predictions, content.tree)
+def _zero_shot_results(
+    name: str, asked: Classification, predictions: Predictions, seed: int, draws: int
+) -> list[Result]:
     return results_of(
-        content.name,
+        name,
         zero_shot.METRICS,
-        estimate(statistic, len(content.labels), seed, draws),
-        zero_shot.zero_shot_chance(content.labels, content.tree),
-        zero_shot.metric_counts(content.labels, content.tree),
+        estimate(zero_shot.zero_shot_statistic(predictions, asked.tree), len(asked.labels), seed, draws),
+        zero_shot.zero_shot_chance(asked.labels, asked.tree),
+        zero_shot.metric_counts(asked.labels, asked.tree),
     )
 
 
-def _subgroup_results(content: EvaluationSet, predictions: Predictions, seed: int, draws: int) -> list[SubgroupResult]:
-    names, statistic = zero_shot.subgroup_statistic(predictions, content.tree)
-    found = estimate(statistic, len(content.labels), seed, draws)
+def _subgroup_results(asked: Classification, predictions: Predictions, seed: int, draws: int) -> list[SubgroupResult]:
+    if asked.tree.flat:
+        return []
+    names, statistic = zero_shot.subgroup_statistic(predictions, asked.tree)
+    found = estimate(statistic, len(asked.labels), seed, draws)
     top1, top5 = found.value.reshape(2, len(names))
     low, high = found.low.reshape(2, len(names))[1], found.high.reshape(2, len(names))[1]
-    group_of = dict(zip(content.tree.subgroups, content.tree.groups, strict=True))
-    number = content.tree.subgroup_numbers()[1][content.labels]
+    group_of = dict(zip(asked.tree.subgroups, asked.tree.groups, strict=True))
+    number = asked.tree.subgroup_numbers()[1][asked.labels]
     return [
         SubgroupResult(
             group=group_of[name],
@@ -199,7 +241,7 @@ def _subgroup_results(content: EvaluationSet, predictions: Predictions, seed: in
             top5=float(top5[place]),
             top5_low=float(low[place]),
             top5_high=float(high[place]),
-            left_out=name in content.tree.left_out,
+            left_out=name in asked.tree.left_out,
         )
         for place, name in enumerate(names)
         if np.isfinite(top1[place])
@@ -207,11 +249,10 @@ def _subgroup_results(content: EvaluationSet, predictions: Predictions, seed: in
 
 
 def _retrieval_results(
-    content: EvaluationSet, right: Fits, images: Answers, texts: Answers, seed: int, draws: int
+    name: str, asked: Retrieval, images: Answers, texts: Answers, seed: int, draws: int
 ) -> list[Result]:
-    queries = len(content.queries)
-    statistic = retrieval.retrieval_statistic(images, texts, np.arange(queries))
-    chance: FloatArray = retrieval.retrieval_chance(right)
-    return results_of(
-        content.name, retrieval.METRICS, estimate(statistic, queries, seed, draws), chance, [queries] * len(chance)
-    )
+    pictures = len(asked.rows)
+    statistic = retrieval.retrieval_statistic(images, texts, asked.owners)
+    chance: FloatArray = retrieval.retrieval_chance(asked.right)
+    estimates = estimate(statistic, pictures, seed, draws)
+    return results_of(name, retrieval.METRICS, estimates, chance, [pictures] * len(chance))

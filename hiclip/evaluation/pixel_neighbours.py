@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from hiclip.data.images import ImageError, eval_transform
 from hiclip.evaluation.blocks import MapBlocks, cut
+from hiclip.evaluation.evaluation_set import Classification
+from hiclip.evaluation.set_pictures import SetPictures
 from pipeline.shards import DatasetReader
 
 NOTHING = -2.0
@@ -76,8 +78,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 def pixel_scores(
     datasets: Sequence[str],
-    classes: Sequence[str],
-    pictures: Sequence[bytes],
+    asked: Classification,
+    pictures: SetPictures,
     px: int,
     batch: int,
     map_blocks: MapBlocks,
@@ -86,8 +88,9 @@ def pixel_scores(
 
     Training pictures are read, compared and forgotten block by block: memory does not grow with the datasets.
     """
-    queries = np.concatenate(list(map_blocks(pixel_vectors, px, cut(pictures, batch), "pictures as pixels")))
-    scores = np.full((len(classes), len(pictures)), NOTHING, dtype=np.float32)
+    classes, shown = asked.tree.classes, cut(asked.rows.tolist(), batch)
+    queries = np.concatenate(list(map_blocks(_queries, (px, pictures), shown, "pictures as pixels")))
+    scores = np.full((len(classes), len(queries)), NOTHING, dtype=np.float32)
     voters = 0
     labels = Labels.of(classes)
     blocks = itertools.chain.from_iterable(_labelled_blocks(dataset, labels) for dataset in datasets)
@@ -98,6 +101,11 @@ def pixel_scores(
         voters += len(numbers)
     scores[:, np.isnan(queries[:, 0])] = np.nan
     return scores.T, voters
+
+
+def _queries(shared: tuple[int, SetPictures], rows: Sequence[int]) -> Vectors:
+    px, pictures = shared
+    return pixel_vectors(px, pictures.read(rows))
 
 
 def _labelled_blocks(dataset: str, labels: Labels) -> Iterator[list[tuple[int, bytes]]]:

@@ -6,20 +6,26 @@ One file that can be mailed: pictures are inside it, nothing is loaded from else
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from hiclip.evaluation import page_parts as part
-from hiclip.evaluation.evaluation_set import EvaluationSet, folded
+from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
 from hiclip.evaluation.hierarchies import Drawing
-from hiclip.evaluation.measure import MeasuredSet, SubgroupResult
+from hiclip.evaluation.label_tree import numbered
+from hiclip.evaluation.measure import Found, Judged, MeasuredSet, SubgroupResult
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
+from hiclip.evaluation.retrieval import IntArray
+from hiclip.evaluation.set_pictures import SetPictures
 from hiclip.evaluation.table import BASELINES, TITLES, baselines_of, interval, number, with_sign
 from pipeline.page import data_uri, figures, page, text
 
 _EXAMPLES = 6  # of each kind
+_MOST_CLASSES = 30  # that a table of all against all can show
+_MISTAKES = 20
 
 
 def results_page(
@@ -28,13 +34,14 @@ def results_page(
     """The whole page."""
     parts = [*_head(outcome), *_columns(outcome)]
     for content, numbers in measured:
-        parts += [f"<h2>{text(content.name)}</h2>", *_numbers(numbers.results)]
+        parts += [f"<h2>{text(content.name)}</h2>", *_seen(content, numbers), *_numbers(numbers.results)]
         if numbers.subgroups:
             parts += _subgroups(numbers.subgroups)
-        if numbers.judged is not None:
-            parts += [*_confusions(content, numbers), *_judgements(content, numbers)]
-        if numbers.texts_found is not None:
-            parts += _retrieved(content, numbers)
+        if numbers.judged is not None and content.classification is not None:
+            parts += _confusions(content.classification, numbers.judged)
+            parts += _judgements(content.pictures, content.classification, numbers.judged)
+        if numbers.texts_found is not None and content.retrieval is not None:
+            parts += _retrieved(content.pictures, content.retrieval, numbers.texts_found)
     parts += _hierarchies(drawings)
     return page(f"Evaluation {outcome.name}", part.STYLE, parts)
 
@@ -47,6 +54,14 @@ def _head(outcome: Outcome) -> Iterator[str]:
         training = [(f"{outcome.seen:,}", "pairs seen in training"), (f"{outcome.step:,}", "steps")]
         shown = [*training, *shown, (_flops(outcome.train_flops), "of training")]
     yield figures(shown)
+
+
+def _seen(content: EvaluationSet, numbers: MeasuredSet) -> Iterator[str]:
+    seen = numbers.seen
+    if seen is not None:
+        broken = f"{seen.broken:,} of {seen.count:,} pictures cannot be read and count as wrong" if seen.broken else ""
+        said = [f"questions {content.fingerprint[:16]}", f"pictures {seen.sha256[:16]}", f"{numbers.seconds:,.1f} s"]
+        yield f'<div class="soft mono">{text(" · ".join([*said, *([broken] if broken else [])]))}</div>\n'
 
 
 def _columns(outcome: Outcome) -> Iterator[str]:
@@ -127,87 +142,112 @@ def _subgroups(subgroups: Sequence[SubgroupResult]) -> Iterator[str]:
     yield "</div></div>\n"
 
 
-def _confusions(content: EvaluationSet, numbers: MeasuredSet) -> Iterator[str]:
-    """What pictures of each group were taken for."""
-    assert numbers.judged is not None
-    groups = list(dict.fromkeys(content.tree.groups))
-    place = np.array([groups.index(group) for group in content.tree.groups])
+def _confusions(asked: Classification, judged: Judged) -> Iterator[str]:
+    """What pictures of each group were taken for; of each class, where there are no groups."""
+    tree = asked.tree
+    first = np.array([best[0] for best in judged.best])
+    if tree.flat and len(tree.classes) > _MOST_CLASSES:
+        yield from _mistaken(asked, first)
+        return
+    groups, place = numbered(tree.classes if tree.flat else tree.groups)
     table = np.zeros((len(groups), len(groups)))
-    first = np.array([best[0] for best in numbers.judged.best])
-    np.add.at(table, (place[content.labels], place[first]), 1.0)
+    np.add.at(table, (place[asked.labels], place[first]), 1.0)
     counts = table.sum(axis=1)
     shares = table / np.maximum(counts, 1)[:, None]
-    names = [group.replace("-", " and ") for group in groups]
+    kind = "class" if tree.flat else "group"
     yield (
-        "<h3>What pictures were taken for <small>in percent of each group's pictures; row: what it shows, column: the "
-        "group of the first answer</small></h3>"
+        f"<h3>What pictures were taken for <small>in percent of each {kind}'s pictures; row: what it shows, column: "
+        f"the {'first answer' if tree.flat else 'group of the first answer'}</small></h3>"
     )
+    names = [group.replace("-", " and ") for group in groups] if not tree.flat else groups
     yield part.matrix(names, shares.tolist(), [int(count) for count in counts])
 
 
-def _judgements(content: EvaluationSet, numbers: MeasuredSet) -> Iterator[str]:
-    assert numbers.judged is not None
-    ranks = np.array(numbers.judged.ranks)
-    first = np.array([best[0] for best in numbers.judged.best])
-    distance = content.tree.distances(first, content.labels)
+def _mistaken(asked: Classification, first: IntArray) -> Iterator[str]:
+    """The commonest mistakes, where a table of all classes would be too large to look at."""
+    wrong = Counter(zip(asked.labels.tolist(), first.tolist(), strict=True))
+    counts = np.bincount(asked.labels, minlength=len(asked.tree.classes))
+    common = [(pair, count) for pair, count in wrong.most_common() if pair[0] != pair[1]][:_MISTAKES]
+    yield "<h3>Commonest mistakes <small>of a class's pictures, how many were taken for one other class</small></h3>"
+    yield '<div class="panel"><table><tr><th>it shows</th><th>taken for</th><th>pictures</th><th>of</th></tr>'
+    for (label, answer), count in common:
+        cells = (asked.tree.classes[label], asked.tree.classes[answer], f"{count:,}", f"{counts[label]:,}")
+        yield "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>"
+    yield "</table></div>\n"
+
+
+def _judgements(pictures: SetPictures, asked: Classification, judged: Judged) -> Iterator[str]:
+    ranks = np.array(judged.ranks)
+    first = np.array([best[0] for best in judged.best])
+    distance = asked.tree.distances(first, asked.labels)
     kinds = [
         ("Right", "the first answer is the concept", ranks == 1),
         ("Nearly", "the concept is among the first five", (ranks > 1) & (ranks <= 5)),
-        ("Near in the tree", "wrong, but in the right subgroup", (ranks > 5) & (distance == 1)),
-        ("Wrong", "nothing is shared but the root of the label tree", (ranks > 5) & (distance == 3)),
     ]
+    if asked.tree.flat:
+        kinds.append(("Wrong", "the concept is not among the first five", ranks > 5))
+    else:
+        kinds += [
+            ("Near in the tree", "wrong, but in the right subgroup", (ranks > 5) & (distance == 1)),
+            ("Wrong", "nothing is shared but the root of the label tree", (ranks > 5) & (distance == 3)),
+        ]
     for title, meaning, chosen in kinds:
-        pictures = _spread(content, np.flatnonzero(chosen & content.tree.counted()[content.labels]).tolist())
+        places = _spread(asked, np.flatnonzero(chosen & asked.tree.counted()[asked.labels]).tolist())
         share = f"{int(chosen.sum()):,} of {len(ranks):,}"
+        cards = [_judged_card(pictures, asked, judged, place) for place in places]
         yield f"<h3>{title} <small>{meaning}: {share} pictures</small></h3>"
-        yield f'<div class="cards">{"".join(_judged_card(content, numbers, picture) for picture in pictures)}</div>\n'
+        yield f'<div class="cards">{"".join(cards)}</div>\n'
 
 
-def _spread(content: EvaluationSet, pictures: Sequence[int]) -> list[int]:
-    """A few of the pictures by hash of their label, each from another subgroup as long as there are some."""
-    labels = content.tree.classes
-    by_hash = sorted(pictures, key=lambda picture: hashlib.sha256(labels[content.labels[picture]].encode()).digest())
+def _spread(asked: Classification, places: Sequence[int]) -> list[int]:
+    """A few of the pictures by hash of their label, each from another subgroup (or class) while there are some."""
+    kinds = asked.tree.classes if asked.tree.flat else asked.tree.subgroups
+    names = asked.tree.classes
+    by_hash = sorted(places, key=lambda place: hashlib.sha256(names[asked.labels[place]].encode()).digest())
     taken: set[str] = set()
     fresh: list[int] = []
     again: list[int] = []
-    for picture in by_hash:
-        subgroup = content.tree.subgroups[content.labels[picture]]
-        (again if subgroup in taken else fresh).append(picture)
-        taken.add(subgroup)
+    for place in by_hash:
+        kind = kinds[asked.labels[place]]
+        (again if kind in taken else fresh).append(place)
+        taken.add(kind)
     return (fresh + again)[:_EXAMPLES]
 
 
-def _judged_card(content: EvaluationSet, numbers: MeasuredSet, picture: int) -> str:
-    assert numbers.judged is not None
-    label, tree = int(content.labels[picture]), content.tree
-    answers = [(tree.classes[answer], answer == label) for answer in numbers.judged.best[picture]]
-    rank = numbers.judged.ranks[picture]
-    note = tree.subgroups[label].replace("-", " ") + (f" · place {rank:,}" if rank > 1 else "")
-    return part.card(content.pictures[picture], tree.classes[label], note, answers)
+def _judged_card(pictures: SetPictures, asked: Classification, judged: Judged, place: int) -> str:
+    label, tree = int(asked.labels[place]), asked.tree
+    answers = [(tree.classes[answer], answer == label) for answer in judged.best[place]]
+    rank = judged.ranks[place]
+    notes = [] if tree.flat else [tree.subgroups[label].replace("-", " ")]
+    notes += [f"place {rank:,}"] if rank > 1 else []
+    picture = pictures.read([int(asked.rows[place])])[0]
+    return part.card(picture, tree.classes[label], " · ".join(notes), answers)
 
 
-def _retrieved(content: EvaluationSet, numbers: MeasuredSet) -> Iterator[str]:
+def _retrieved(pictures: SetPictures, asked: Retrieval, found: Found) -> Iterator[str]:
     """Captions with the pictures found for them: some that succeed, some that nearly do, some that fail."""
-    assert numbers.texts_found is not None
-    ranks = np.array(numbers.texts_found.ranks)
-    counted = content.tree.counted()[content.labels[content.queries]]
+    ranks = np.array(found.ranks)[found.shown]
     kinds = ((ranks == 1, 3), ((ranks > 1) & (ranks <= 5), 3), (ranks > 50, 3))
     yield (
-        f"<h3>Pictures found for a caption <small>the first five of {len(content.queries):,}; framed: the right one"
-        "</small></h3>"
+        f"<h3>Pictures found for a caption <small>the first five of {len(asked.rows):,}; framed: a right one</small>"
+        "</h3>"
     )
     rows = []
     for chosen, count in kinds:
-        candidates = np.flatnonzero(chosen & counted).tolist()
-        candidates.sort(key=lambda query: hashlib.sha256(content.captions[query].encode()).digest())
-        for query in candidates[:count]:
-            caption = content.captions[query]
-            best = numbers.texts_found.best[query]
+        places = np.flatnonzero(chosen).tolist()
+        places.sort(key=lambda place: hashlib.sha256(asked.captions[found.shown[place]].encode()).digest())
+        for place in places[:count]:
+            query = found.shown[place]
             images = [
-                (content.pictures[content.queries[found]], folded(caption) in content.wordings[found]) for found in best
+                (picture, asked.right.holds(answer, query))
+                for picture, answer in zip(
+                    pictures.read(asked.rows[found.best[place]].tolist()), found.best[place], strict=True
+                )
             ]
-            rank = numbers.texts_found.ranks[query]
-            rows.append(part.found(caption, images, "found first" if rank == 1 else f"found at place {rank:,}"))
+            rank = found.ranks[query]
+            rows.append(
+                part.found(asked.captions[query], images, "found first" if rank == 1 else f"found at place {rank:,}")
+            )
     yield f'<div class="panel">{"".join(rows)}</div>\n'
 
 

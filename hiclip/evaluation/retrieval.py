@@ -1,24 +1,31 @@
 """Retrieval both ways among N pictures and M captions: recall at 1, 5 and 10, their sum, the contrastive loss, and
 the typical rank of the right answer.
 
-Pure numpy. Scores come in blocks of rows, so memory is linear in the number of pictures; what is right comes as pairs
-(picture, caption), so a picture may have several captions and a caption may fit several pictures.
+Pure numpy. Scores come in tiles, so memory is linear in the number of pictures and captions; what is right comes as
+pairs (picture, caption), so a picture may have several captions and a caption may fit several pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-ScoreRows = Callable[[slice], npt.NDArray[np.floating]]
-"""Scores of the queries in a slice against all candidates: slice -> (rows, candidates); higher is nearer."""
+ScoreTile = Callable[[slice, slice], npt.NDArray[np.floating]]
+"""Scores from -1 to 1 of some rows against some columns: slices -> (rows, columns); higher is nearer."""
+
+ROWS, COLUMNS = 1024, 8192
+"""Of a tile. A score depends in its last bits on the tile that it is computed in, so the cut never varies."""
+
+SHOWN = 2000
+"""Queries of each direction whose best candidates are remembered, for people to look at."""
 
 CUTS = (1, 5, 10)
 METRICS = (
@@ -40,13 +47,16 @@ class Fits:
     queries: int
     candidates: int
 
-    def rows(self, part: slice) -> BoolArray:
-        """(rows, M): True where the candidate answers the query."""
-        start, stop, _ = part.indices(self.queries)
-        first, last = np.searchsorted(self.pairs[:, 0], [start, stop])
-        dense = np.zeros((stop - start, self.candidates), dtype=np.bool_)
-        dense[self.pairs[first:last, 0] - start, self.pairs[first:last, 1]] = True
-        return dense
+    @classmethod
+    def of_owners(cls, owners: IntArray, queries: int) -> Fits:
+        """Each candidate is right for its owner alone: (M,) numbers of queries."""
+        order = np.argsort(owners, kind="stable")
+        return cls(np.stack([owners[order], order], axis=1).astype(np.int64), queries, len(owners))
+
+    def holds(self, query: int, candidate: int) -> bool:
+        """Whether the candidate answers the query."""
+        first, last = np.searchsorted(self.pairs[:, 0], [query, query + 1])
+        return bool(np.any(self.pairs[first:last, 1] == candidate))
 
     def turned(self) -> Fits:
         """The same with queries and candidates exchanged."""
@@ -75,6 +85,32 @@ def fits(wordings: Sequence[Collection[str]], candidates: Sequence[str]) -> Fits
 
 
 @dataclass(frozen=True)
+class VectorScores:
+    """Cosines of N and M unit vectors, a `ScoreTile`."""
+
+    rows: npt.NDArray[np.float32]
+    """(N, E)"""
+    columns: npt.NDArray[np.float32]
+    """(M, E)"""
+
+    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+        """Their products."""
+        return self.rows[rows] @ self.columns[columns].T
+
+
+@dataclass(frozen=True)
+class TableScores:
+    """Scores that are known already, a `ScoreTile`; for baselines on small sets."""
+
+    table: npt.NDArray[np.floating]
+    """(N, M)"""
+
+    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.floating]:
+        """A part of the table."""
+        return self.table[rows, columns]
+
+
+@dataclass(frozen=True)
 class Answers:
     """How one direction went: for each of N queries, what became of its best right candidate."""
 
@@ -82,46 +118,166 @@ class Answers:
     """(N,): 1 is first. A wrong candidate with the same score stands before a right one: ties earn nothing."""
     surprise: FloatArray
     """(N,) nats: minus the logarithm of the probability that softmax gives to all right candidates together."""
+    shown: IntArray
+    """(K,) the queries whose best candidates are named: all, or SHOWN of them evenly spread."""
     best: IntArray
-    """(N, 5) candidates with the highest scores, best first."""
+    """(K, 5) candidates with the highest scores, best first."""
 
 
-def answer(score_rows: ScoreRows, right: Fits, logit_scale: float = 1.0, block: int = 1024) -> Answers:
-    """Ranks and surprise of every query, `block` rows of scores at a time.
+@dataclass(frozen=True)
+class _Question:
+    """What all tasks share."""
 
-    A query whose scores are NaN (a picture that could not be read) or that no candidate fits is answered wrong: its
-    rank is the number of candidates plus one, its surprise that of a uniform guess.
+    scores: ScoreTile
+    right: Fits
+    logit_scale: float
 
-    Example: scores [[.9, .1, .9]], right candidate 0, gives rank 2: candidate 2 ties with it.
+
+@dataclass(frozen=True)
+class _Rows:
+    """What one block of rows adds."""
+
+    ahead: IntArray
+    """(rows,) wrong candidates that stand before the best right one."""
+    mass: FloatArray
+    """(rows,) sum of the exponentials of all scores."""
+    ahead_of_columns: IntArray
+    """(M,) the same for the other direction, among these rows."""
+    mass_of_columns: FloatArray
+    """(M,)"""
+
+
+def answers(
+    scores: ScoreTile, right: Fits, logit_scale: float = 1.0, map_blocks: MapBlocks = map_here, what: str = "retrieval"
+) -> tuple[Answers, Answers]:
+    """Both directions at once: rows ask among columns, columns among rows; each score is computed once.
+
+    Tile by tile, so memory grows with rows plus columns and never with their product: 80 MB a task beside what the
+    scores are computed from. A query whose scores are NaN (a picture that could not be read) or that no candidate fits
+    is answered wrong: its rank is the number of candidates plus one, its surprise that of a uniform guess.
+
+    Example: scores [[.9, .1, .9]], right column 0, give the row rank 2: column 2 ties with it.
     """
-    ranks = np.empty(right.queries, dtype=np.int64)
-    surprise = np.empty(right.queries)
-    best = np.empty((right.queries, min(5, right.candidates)), dtype=np.int64)
-    for start in range(0, right.queries, block):
-        part = slice(start, min(start + block, right.queries))
-        scores, fitting = score_rows(part).astype(np.float64), right.rows(part)
-        found = np.where(fitting, scores, -np.inf).max(axis=1)
-        ahead = ((scores >= found[:, None]) & ~fitting).sum(axis=1)
-        lost = ~np.isfinite(found)
-        best[part] = highest(scores, best.shape[1])
-        ranks[part] = np.where(lost, right.candidates + 1, ahead + 1)
-        surprise[part] = np.where(lost, np.log(right.candidates), _surprise(scores * logit_scale, fitting))
-    return Answers(ranks, surprise, best)
+    question = _Question(scores, right, logit_scale)
+    blocks = [slice(start, min(start + ROWS, right.queries)) for start in range(0, right.queries, ROWS)]
+    # What the right pairs score must be known before anybody can stand before them; to the bit, so from the same tiles.
+    of_pairs = np.concatenate([*map_blocks(_scores_of_pairs, question, blocks, f"{what}: right pairs"), np.empty(0)])
+    row_of, column_of = right.pairs[:, 0], right.pairs[:, 1]
+    rows_best, columns_best = np.full(right.queries, -np.inf), np.full(right.candidates, -np.inf)
+    np.fmax.at(rows_best, row_of, of_pairs)
+    np.fmax.at(columns_best, column_of, of_pairs)
+    ahead, mass = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    columns_ahead, columns_mass = np.zeros(right.candidates, dtype=np.int64), np.zeros(right.candidates)
+    for found in map_blocks(_compared, (question, rows_best, columns_best), blocks, what):
+        ahead.append(found.ahead)
+        mass.append(found.mass)
+        columns_ahead += found.ahead_of_columns
+        columns_mass += found.mass_of_columns
+    right_mass = np.exp(logit_scale * (np.nan_to_num(of_pairs, nan=-np.inf) - 1.0))
+    rows_shown = _evenly(right.queries)
+    columns_shown = _evenly(right.candidates)
+    return (
+        Answers(
+            *_judged(rows_best, np.concatenate(ahead), np.concatenate(mass), row_of, right_mass, right.candidates),
+            rows_shown,
+            _highest_in_rows(scores, rows_shown, right.candidates),
+        ),
+        Answers(
+            *_judged(columns_best, columns_ahead, columns_mass, column_of, right_mass, right.queries),
+            columns_shown,
+            _highest_in_rows(lambda rows, columns: scores(columns, rows).T, columns_shown, right.queries),
+        ),
+    )
+
+
+def _tiles(right: Fits, rows: slice) -> Iterator[tuple[slice, IntArray, IntArray]]:
+    """The tiles of a block of rows: columns, and the pairs (their places in the tile) that are right in it."""
+    first, last = np.searchsorted(right.pairs[:, 0], [rows.start, rows.stop])
+    pairs = right.pairs[first:last] - [rows.start, 0]
+    for start in range(0, right.candidates, COLUMNS):
+        stop = min(start + COLUMNS, right.candidates)
+        inside = np.flatnonzero((pairs[:, 1] >= start) & (pairs[:, 1] < stop))
+        yield slice(start, stop), pairs[inside] - [0, start], inside
+
+
+def _scores_of_pairs(question: _Question, rows: slice) -> FloatArray:
+    """The scores of the right pairs whose rows are in the block, in order; only tiles that hold some are computed."""
+    first, last = np.searchsorted(question.right.pairs[:, 0], [rows.start, rows.stop])
+    found = np.empty(last - first)
+    for columns, pairs, places in _tiles(question.right, rows):
+        if len(pairs):
+            found[places] = question.scores(rows, columns)[pairs[:, 0], pairs[:, 1]]
+    return found
+
+
+def _compared(shared: tuple[_Question, FloatArray, FloatArray], rows: slice) -> _Rows:
+    question, rows_best, columns_best = shared
+    found = _Rows(
+        np.zeros(rows.stop - rows.start, dtype=np.int64),
+        np.zeros(rows.stop - rows.start),
+        np.zeros(question.right.candidates, dtype=np.int64),
+        np.zeros(question.right.candidates),
+    )
+    for columns, pairs, _ in _tiles(question.right, rows):
+        tile = question.scores(rows, columns)
+        # Scores are cosines, so that 1 is above them all: no exponential overflows, and none underflows up to a scale
+        # of 350; CLIP's is at most 100.
+        likely = np.exp(question.logit_scale * (tile.astype(np.float64) - 1.0))
+        found.mass[:] += likely.sum(axis=1)
+        # A picture that cannot be read weighs nothing among the candidates of others.
+        found.mass_of_columns[columns] += np.nansum(likely, axis=0)
+        tile = tile.copy()
+        tile[pairs[:, 0], pairs[:, 1]] = -np.inf  # what is right too never stands before
+        threshold = rows_best[rows].astype(tile.dtype), columns_best[columns].astype(tile.dtype)
+        found.ahead[:] += np.count_nonzero(tile >= threshold[0][:, None], axis=1)
+        found.ahead_of_columns[columns] += np.count_nonzero(tile >= threshold[1], axis=0)
+    return found
+
+
+def _judged(
+    best: FloatArray, ahead: IntArray, mass: FloatArray, owners: IntArray, right_mass: FloatArray, candidates: int
+) -> tuple[IntArray, FloatArray]:
+    """Ranks and surprise of one direction."""
+    lost = ~np.isfinite(best)
+    right = np.bincount(owners, weights=right_mass, minlength=len(best))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = np.where(lost, np.log(candidates), np.log(mass) - np.log(right))
+    return np.where(lost, candidates + 1, ahead + 1).astype(np.int64), surprise
+
+
+def _evenly(count: int) -> IntArray:
+    return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64))
+
+
+def _highest_in_rows(scores: ScoreTile, rows: IntArray, candidates: int, count: int = 5) -> IntArray:
+    """(K,) rows -> (K, 5) columns of their highest scores; a run of rows at a time, all columns in turn."""
+    found = np.empty((len(rows), min(count, candidates)), dtype=np.int64)
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        values, places = np.empty((len(part), 0)), np.empty((len(part), 0), dtype=np.int64)
+        for first in range(0, candidates, COLUMNS):
+            columns = slice(first, min(first + COLUMNS, candidates))
+            tile = np.concatenate([scores(slice(row, row + 1), columns) for row in part.tolist()])
+            top = highest(tile, min(count, tile.shape[1]))
+            values = np.concatenate([values, np.take_along_axis(tile, top, axis=1)], axis=1)
+            places = np.concatenate([places, top + first], axis=1)
+            keep = highest(values, min(count, values.shape[1]))
+            values, places = np.take_along_axis(values, keep, axis=1), np.take_along_axis(places, keep, axis=1)
+        found[start : start + 64] = places
+    return found
 
 
 def highest(scores: npt.NDArray[np.floating], count: int) -> IntArray:
     """(rows, M) -> (rows, count) columns of the highest scores, best first; of equal ones the first; NaN last."""
-    order: IntArray = np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int64)
-    return order
-
-
-def _surprise(logits: FloatArray, fitting: BoolArray) -> FloatArray:
-    """(rows, M) -> (rows,) nats; NaN for a row that holds one."""
-    logits = np.nan_to_num(logits - logits.max(axis=1, keepdims=True), nan=0.0)
-    everything = np.exp(logits)
-    with np.errstate(divide="ignore"):
-        nats: FloatArray = np.log(everything.sum(axis=1)) - np.log(np.where(fitting, everything, 0.0).sum(axis=1))
-    return nats
+    left = np.where(np.isnan(scores), -np.inf, scores)
+    found = np.empty((len(left), count), dtype=np.int64)
+    rows = np.arange(len(left))
+    for place in range(count):
+        found[:, place] = left.argmax(axis=1)
+        left[rows, found[:, place]] = -np.inf
+    nothing = np.isneginf(np.where(np.isnan(scores), -np.inf, scores).max(axis=1, initial=-np.inf))
+    found[nothing] = np.arange(count)
+    return found
 
 
 def retrieval_statistic(image_answers: Answers, text_answers: Answers, owners: IntArray) -> Statistic:

@@ -7,6 +7,7 @@ study); `measure_sets` is the long one with baselines and a folder that a killed
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, TypeVar
 
@@ -20,6 +21,7 @@ from hiclip.evaluation.evaluate_job import PixelNeighboursSettings
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.measure import (
     METRICS,
+    ClassVectors,
     MeasuredSet,
     Scores,
     baseline_values,
@@ -65,27 +67,35 @@ def evaluate_checkpoint(
     for settings in sets:
         content = settings.load()
         scores = model_scores(embedder, content, batch, map_blocks, metrics)
-        found = measure(content, scores, seed, draws)
+        found = measure(content, scores, seed, draws, map_blocks)
         results += [result for result in found.results if result.metric in metrics]
     return results
 
 
 def measure_sets(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:
     """Every set with its baselines; each is stored in `out` when it is finished, and taken from there if it is."""
+    prompts = ClassVectors()
     return [
-        _with_baselines(asked, content, _model_on(asked, content, embedder, map_blocks, out), map_blocks, out)
+        _with_baselines(asked, content, _model_on(asked, content, embedder, prompts, map_blocks, out), map_blocks, out)
         for content in asked.contents
     ]
 
 
 def _model_on(
-    asked: Asked, content: EvaluationSet, embedder: Embedder, map_blocks: MapBlocks, out: Folder
+    asked: Asked,
+    content: EvaluationSet,
+    embedder: Embedder,
+    prompts: ClassVectors,
+    map_blocks: MapBlocks,
+    out: Folder,
 ) -> MeasuredSet:
     job = asked.job
 
     def compute() -> MeasuredSet:
-        scores = model_scores(embedder, content, job.batch, map_blocks, METRICS)
-        return measure(content, scores, job.seed, job.draws)
+        began = time.monotonic()
+        scores = model_scores(embedder, content, job.batch, map_blocks, METRICS, prompts)
+        found = measure(content, scores, job.seed, job.draws, map_blocks)
+        return found.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
     return _once(out, f"sets/{content.name}", asked.set_key(content), MeasuredSet, compute)
 
@@ -99,10 +109,12 @@ def _with_baselines(
     asked: Asked, content: EvaluationSet, measured: MeasuredSet, map_blocks: MapBlocks, out: Folder
 ) -> MeasuredSet:
     """The same results, each beside the baselines that have its metric."""
-    majority = Scores(majority_scores(content.labels, content.tree), None, None)
-    columns = {"majority": baseline_values(content, majority)}
-    settings = asked.job.baselines.pixel_neighbours
-    if settings is not None:
+    columns: dict[str, dict[str, float]] = {}
+    settings, classes = asked.job.baselines.pixel_neighbours, content.classification
+    if classes is not None:
+        majority = Scores(majority_scores(classes.labels, classes.tree), None)
+        columns["majority"] = baseline_values(content, majority)
+    if settings is not None and classes is not None:
         name = f"sets/{content.name}-pixel_neighbours"
         key = asked.baseline_key(content, settings.px)
         columns["pixel_neighbours"] = _once(
@@ -133,8 +145,9 @@ def _pixel_values(
     asked: Asked, content: EvaluationSet, settings: PixelNeighboursSettings, map_blocks: MapBlocks
 ) -> BaselineValues:
     assert asked.datasets
+    assert content.classification is not None
     per_class, voters = pixel_scores(
-        asked.datasets, content.tree.classes, content.pictures, settings.px, asked.job.batch, map_blocks
+        asked.datasets, content.classification, content.pictures, settings.px, asked.job.batch, map_blocks
     )
     # A likeness of pixels is no probability: it has no contrastive loss.
     values = baseline_values(content, class_only_scores(content, per_class), without=("loss",))

@@ -12,6 +12,7 @@ from hiclip.evaluation.result import Result
 TITLES = {
     "top1": "top-1",
     "top5": "top-5",
+    "mean_per_class": "top-1, mean per class",
     "subgroup_mean_top1": "top-1, by subgroup",
     "subgroup_mean_top5": "top-5, by subgroup",
     "subgroup_right": "right subgroup",

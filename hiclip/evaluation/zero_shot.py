@@ -19,6 +19,7 @@ from hiclip.evaluation.retrieval import IntArray, highest
 METRICS = (
     "top1",
     "top5",
+    "mean_per_class",
     "subgroup_mean_top1",
     "subgroup_mean_top5",
     "subgroup_right",
@@ -30,12 +31,18 @@ METRICS = (
 """Order of the columns of `zero_shot_statistic`, `zero_shot_chance` and `zero_shot_majority`:
 
 top1, top5: share of all pictures.
+mean_per_class: mean over classes that have pictures of the share of top1 within each; what CLIP quotes for four sets.
 subgroup_mean_*: mean over subgroups of the share within each, without those left out.
 subgroup_right, group_right: the same mean of "the first answer lies in the right subgroup (group)".
 error_distance: mean steps up the label tree from a wrong first answer to a node that also holds the right one: 1 same
 subgroup, 2 same group, 3 nothing shared; pictures of the subgroups left out do not count.
 left_out_*: share of the pictures of the subgroups left out.
+
+Of a flat tree the first three alone.
 """
+
+FLAT = 3
+"""How many of METRICS ask for no hierarchy."""
 
 
 def class_vectors(prompts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -75,6 +82,9 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     """The METRICS as a function of the weights of N pictures."""
     labels, first = predictions.labels, predictions.best[:, 0]
     hit1, hit5 = (predictions.ranks <= 1).astype(np.float64), (predictions.ranks <= 5).astype(np.float64)
+    plain = _flat_statistic(labels, hit1, hit5)
+    if tree.flat:
+        return lambda weights: np.hstack([plain(weights), np.full((len(weights), len(METRICS) - FLAT), np.nan)])
     # An unreadable picture has a first answer too, but not one that anybody gave.
     distance = np.where(predictions.ranks > len(tree.classes), 3, tree.distances(first, labels))
     counted = tree.counted()[labels].astype(np.float64)
@@ -91,11 +101,10 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
         def over(values: FloatArray, part: FloatArray) -> FloatArray:
             return weighted_mean(weights, (values * part)[:, None], part[:, None])[:, 0]
 
-        everyone, left_out = np.ones(len(labels)), 1.0 - counted
+        left_out = 1.0 - counted
         return np.column_stack(
             [
-                over(hit1, everyone),
-                over(hit5, everyone),
+                *plain(weights).T,
                 over_subgroups(hit1),
                 over_subgroups(hit5),
                 over_subgroups((distance <= 1).astype(np.float64)),
@@ -105,6 +114,24 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
                 over(hit5, left_out),
             ]
         )
+
+    return statistic
+
+
+def _flat_statistic(labels: IntArray, hit1: FloatArray, hit5: FloatArray) -> Statistic:
+    """top1, top5 and mean_per_class."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))  # where each class that has pictures begins
+
+    def statistic(weights: FloatArray) -> FloatArray:
+        sorted_weights = weights[:, order]
+        counts = np.add.reduceat(sorted_weights, starts, axis=1)
+        hits = np.add.reduceat(sorted_weights * hit1[order], starts, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A draw may leave out all pictures of a class, which then says nothing.
+            per_class = mean_over_columns(np.where(counts > 0, hits / counts, np.nan))
+        everyone = weighted_mean(weights, np.column_stack([hit1, hit5]))
+        return np.column_stack([everyone, per_class])
 
     return statistic
 
@@ -119,7 +146,10 @@ def mean_over_columns(values: FloatArray) -> FloatArray:
 
 
 def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[str], Statistic]:
-    """Names of the S subgroups, and their top1 (S columns) then top5 (S columns) as a function of the weights."""
+    """Names of the S subgroups, and their top1 (S columns) then top5 (S columns) as a function of the weights.
+
+    The tree is not flat.
+    """
     names, number = tree.subgroup_numbers()
     member = np.zeros((len(predictions.labels), len(names)))
     member[np.arange(len(member)), number[predictions.labels]] = 1.0
@@ -129,8 +159,11 @@ def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[
 
 
 def zero_shot_chance(labels: IntArray, tree: LabelTree) -> FloatArray:
-    """What METRICS are for an order of the classes drawn at random: (9,)."""
+    """What METRICS are for an order of the classes drawn at random: (10,)."""
     classes = len(tree.classes)
+    one, five = 1.0 / classes, min(5, classes) / classes
+    if tree.flat:
+        return np.array([one, five, one] + [np.nan] * (len(METRICS) - FLAT))
     subgroup, group = _sizes(tree.subgroups), _sizes(tree.groups)
     counted = tree.counted()[labels]
     names, number = tree.subgroup_numbers()
@@ -140,12 +173,12 @@ def zero_shot_chance(labels: IntArray, tree: LabelTree) -> FloatArray:
         shares = [sizes[labels[inside]].mean() / classes for inside in averaged if inside.any()]
         return float(np.mean(shares)) if shares else float("nan")
 
-    one, five = 1.0 / classes, min(5, classes) / classes
     # Expected steps to one of the other classes: 1 inside the subgroup, 2 inside the group, 3 elsewhere.
     far = ((subgroup - 1) + 2 * (group - subgroup) + 3 * (classes - group)) / max(1, classes - 1)
     distance = float(far[labels][counted].mean()) if counted.any() else float("nan")
     return np.array(
-        [one, five, one, five, over_subgroups(subgroup), over_subgroups(group), distance, one, five], dtype=np.float64
+        [one, five, one, one, five, over_subgroups(subgroup), over_subgroups(group), distance, one, five],
+        dtype=np.float64,
     )
 
 
@@ -163,7 +196,8 @@ def majority_scores(labels: IntArray, tree: LabelTree) -> npt.NDArray[np.float32
     subgroups that are left out of the averages come last.
     """
     count = np.bincount(labels, minlength=len(tree.classes))
-    keys = (_spread(tree.groups, count), _spread(tree.subgroups, count), count, tree.counted())
+    spreads = () if tree.flat else (_spread(tree.groups, count), _spread(tree.subgroups, count))
+    keys = (*spreads, count, tree.counted())
     order = np.lexsort([-key.astype(np.int64) for key in keys])  # the last key is the first to decide
     scores = np.empty(len(tree.classes), dtype=np.float32)
     scores[order] = -np.arange(len(tree.classes), dtype=np.float32)
@@ -181,4 +215,4 @@ def metric_counts(labels: IntArray, tree: LabelTree) -> list[int]:
     """How many pictures each of METRICS is over: all, those that count in averages, or those left out."""
     everyone, counted = len(labels), int(tree.counted()[labels].sum())
     left_out = everyone - counted
-    return [everyone, everyone, counted, counted, counted, counted, counted, left_out, left_out]
+    return [everyone, everyone, everyone, counted, counted, counted, counted, counted, left_out, left_out]

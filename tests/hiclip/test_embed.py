@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from PIL import Image
 from hiclip.evaluation.blocks import cut, map_here
 from hiclip.evaluation.embed import Embedder, embed_pictures, embed_texts, picture_vectors
 from hiclip.evaluation.ray_blocks import RayBlocks
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 
@@ -76,11 +78,18 @@ def test_cuts_do_not_depend_on_who_works() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_gives_the_bits_of_one_process() -> None:
-    pictures, embedder = _pictures(21), _embedder()
-    here = embed_pictures(embedder, pictures, 4, map_here, "pictures")
+    encoded, embedder = [*_pictures(20), b"no picture"], _embedder()
+    pictures = StoredPictures(tuple(map(str, range(21))), tuple(encoded))
+    here = embed_pictures(embedder, pictures, np.arange(21), 4, map_here, "pictures")
+    assert here.broken == 1
     for cpus in (1.0, 0.5):
-        there = embed_pictures(embedder, pictures, 4, RayBlocks(cpus), "pictures")
-        assert (there == here).all()
+        there = embed_pictures(embedder, pictures, np.arange(21), 4, RayBlocks(cpus), "pictures")
+        assert np.array_equal(there.vectors, here.vectors, equal_nan=True)
+        assert there.sha256 == here.sha256
+    digest = hashlib.sha256(b"".join(hashlib.sha256(picture).digest() for picture in encoded))
+    assert here.sha256 == digest.hexdigest()
+    some = embed_pictures(embedder, pictures, np.array([4, 5, 6, 7]), 4, map_here, "pictures")
+    assert (some.vectors == here.vectors[4:8]).all()
     assert (embed_texts(embedder, TEXTS, 2, RayBlocks(), "") == embed_texts(embedder, TEXTS, 2, map_here, "")).all()
 
 

@@ -201,10 +201,12 @@ def test_only_what_the_metrics_need_is_embedded(place: Path) -> None:
 
 def test_one_who_knows_everything_is_measured_so(place: Path) -> None:
     content = _settings(place).load()
-    oracle = np.eye(len(content.tree.classes), dtype=np.float32)[content.labels]
+    classes = content.classification
+    assert classes is not None
+    oracle = np.eye(len(classes.tree.classes), dtype=np.float32)[classes.labels]
     found = {one.metric: one for one in measure(content, class_only_scores(content, oracle), 0, 100).results}
     shares = [name for name, one in found.items() if one.unit == "share"]
-    assert len(shares) == 14
+    assert len(shares) == 15
     assert all(found[name].value == found[name].low == 1.0 for name in shares)
     assert found["rsum"].value == pytest.approx(600)
     assert "error_distance" not in found, "no errors have no distance"
@@ -225,8 +227,9 @@ def test_one_label_over_two_pictures_is_one_class(tmp_path: Path) -> None:
     rows[1] |= {"concept": rows[0]["concept"].upper(), "caption": rows[0]["caption"].upper() + " ", "captions": []}
     pq.write_table(table.from_pylist(rows, table.schema), tmp_path / "openmoji.parquet")
     content = OpenmojiSettings(name="openmoji", root=str(tmp_path)).load()
-    assert content.labels.tolist() == [0, 0]
-    assert content.tree.classes == (rows[0]["concept"],)
+    assert content.classification is not None
+    assert content.classification.labels.tolist() == [0, 0]
+    assert content.classification.tree.classes == (rows[0]["concept"],)
     scores = class_only_scores(content, np.array([[0.5], [0.5]], dtype=np.float32))
     found = {one.metric: one.value for one in measure(content, scores, 0, 100).results}
     assert found["image_to_text_r1"] == 1.0, "both captions are right for both pictures"

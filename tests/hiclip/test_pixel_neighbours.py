@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from hiclip.evaluation.blocks import map_here
+from hiclip.evaluation.evaluation_set import Classification
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.pixel_neighbours import NOTHING, Labels, pixel_scores, pixel_vectors
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.zero_shot import predict
 from pipeline.manifest import Manifest, dataset_fingerprint, write_manifest
 from pipeline.pair import PAIR_SCHEMA, pair_id
@@ -95,15 +98,17 @@ def test_the_nearest_picture_of_each_label_decides(tmp_path: Path) -> None:
             ("moon (night)", b"not a picture"),
         ],
     )
-    classes, queries = ["sun", "moon", "comet"], [_picture("orange", "white", 0.8), _picture("black", "white"), b"?"]
-    scores, voters = pixel_scores([dataset], classes, queries, 8, 2, map_here)
+    encoded = (_picture("orange", "white", 0.8), _picture("black", "white"), b"?")
+    classes, queries = LabelTree(("sun", "moon", "comet")), StoredPictures(("a", "b", "c"), encoded)
+    asked = Classification(np.arange(3), np.arange(3), classes, ("{}",))
+    scores, voters = pixel_scores([dataset], asked, queries, 8, 2, map_here)
     assert voters == 3, "three captions hold a label over a picture that can be read"
     assert scores[0, 0] == pytest.approx(1.0, abs=0.02), "the better of two suns"
     assert predict(scores[:2], np.array([0, 1])).ranks.tolist() == [1, 1]
     assert (scores[:2, 2] == NOTHING).all()
     more = _dataset(tmp_path / "more", [("comet", _picture("orange", "white")), ("sun", _picture("black", "white"))])
-    both, voters = pixel_scores([dataset, more], classes, queries, 8, 2, map_here)
-    other, _ = pixel_scores([more], classes, queries, 8, 2, map_here)
+    both, voters = pixel_scores([dataset, more], asked, queries, 8, 2, map_here)
+    other, _ = pixel_scores([more], asked, queries, 8, 2, map_here)
     assert voters == 5
     assert (both[:2] == np.fmax(scores, other)[:2]).all(), "a mixture's pictures vote together"
     assert np.isnan(scores[2]).all()

@@ -5,17 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiclip.evaluation import retrieval
 from hiclip.evaluation.bootstrap import estimate
-from hiclip.evaluation.retrieval import METRICS, answer, fits, hit_chance, retrieval_chance, retrieval_statistic
+from hiclip.evaluation.retrieval import (
+    METRICS,
+    Answers,
+    Fits,
+    TableScores,
+    VectorScores,
+    answers,
+    fits,
+    highest,
+    hit_chance,
+    retrieval_chance,
+    retrieval_statistic,
+)
+
+
+def _answers(scores: list[list[float]] | np.ndarray, right: Fits, logit_scale: float = 1.0) -> tuple[Answers, Answers]:
+    return answers(TableScores(np.array(scores)), right, logit_scale)
 
 
 def _values(scores: np.ndarray, wordings: list[set[str]], captions: list[str], owners: list[int]) -> dict[str, float]:
     right = fits(wordings, captions)
-    statistic = retrieval_statistic(
-        answer(lambda part: scores[part], right),
-        answer(lambda part: scores.T[part], right.turned()),
-        np.array(owners),
-    )
+    statistic = retrieval_statistic(*_answers(scores, right), np.array(owners))
     values = statistic(np.ones((1, len(wordings))))[0]
     return dict(zip(METRICS, values.tolist(), strict=True))
 
@@ -25,35 +38,35 @@ def test_a_caption_fits_every_picture_that_has_it_among_its_wordings() -> None:
     assert right.pairs.tolist() == [[0, 0], [1, 1], [1, 2], [2, 1]]
     assert right.turned().pairs.tolist() == [[0, 0], [1, 1], [1, 2], [2, 1]]
     assert right.turned().right_answers().tolist() == [1, 2, 1]
-    assert right.rows(slice(1, 3)).tolist() == [[False, True, True], [False, True, False]]
+    held = [[right.holds(query, candidate) for candidate in range(3)] for query in range(3)]
+    assert held == [[True, False, False], [False, True, True], [False, True, False]]
 
 
 def test_ranks_count_wrong_candidates_only() -> None:
     # Candidates 0 and 1 both fit; one wrong candidate lies above the better of them.
     right = fits([{"a", "b"}], ["a", "b", "c", "d"])
-    assert answer(lambda part: np.array([[0.5, 0.4, 0.9, 0.1]])[part], right).ranks.tolist() == [2]
+    assert _answers([[0.5, 0.4, 0.9, 0.1]], right)[0].ranks.tolist() == [2]
 
 
 def test_a_tie_earns_nothing() -> None:
     right = fits([{"a"}], ["a", "b", "c"])
-    assert answer(lambda part: np.zeros((1, 3))[part], right).ranks.tolist() == [3]
+    assert _answers(np.zeros((1, 3)), right)[0].ranks.tolist() == [3]
 
 
 def test_an_unreadable_picture_is_wrong_and_not_dropped() -> None:
-    scores = np.array([[np.nan, np.nan], [0.1, 0.9]])
-    answers = answer(lambda part: scores[part], fits([{"a"}, {"b"}], ["a", "b"]))
-    assert answers.ranks.tolist() == [3, 1]
-    assert answers.surprise[0] == pytest.approx(np.log(2))
+    pictures, captions = _answers([[np.nan, np.nan], [0.1, 0.9]], fits([{"a"}, {"b"}], ["a", "b"]))
+    assert pictures.ranks.tolist() == [3, 1]
+    assert pictures.surprise[0] == pytest.approx(np.log(2))
     # The other way: a caption whose own picture cannot be read is not found; the other still is.
-    turned = answer(lambda part: scores.T[part], fits([{"a"}, {"b"}], ["a", "b"]).turned())
-    assert turned.ranks.tolist() == [3, 1]
+    assert captions.ranks.tolist() == [3, 1]
+    assert captions.surprise == pytest.approx([np.log(2), 0.0])
 
 
 def test_surprise_is_the_contrastive_loss_when_one_candidate_fits() -> None:
     logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.0, 1.0, 3.0]])
     right = fits([{"a"}, {"b"}, {"c"}], ["a", "b", "c"])
     expected = [-np.log(np.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(logits)]
-    assert answer(lambda part: logits[part] / 10, right, logit_scale=10).surprise == pytest.approx(expected)
+    assert _answers(logits / 10, right, logit_scale=10)[0].surprise == pytest.approx(expected)
 
 
 def test_against_three_loops() -> None:
@@ -80,16 +93,58 @@ def test_against_three_loops() -> None:
     assert found["rsum"] == pytest.approx(100 * sum(found[m] for m in METRICS[:6]))
 
 
-def test_blocks_of_rows_change_nothing() -> None:
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
-    scores, right = (
-        random.normal(size=(50, 50)),
-        fits([{str(i % 40)} for i in range(50)], [str(i % 40) for i in range(50)]),
-    )
-    whole = answer(lambda part: scores[part], right, block=64)
-    cut = answer(lambda part: scores[part], right, block=7)
-    assert (whole.ranks == cut.ranks).all()
-    assert (whole.surprise == cut.surprise).all()
+    scores = random.integers(-20, 20, (50, 60)) / 20  # full of ties
+    scores[7] = np.nan
+    right = fits([{str(i % 40), str(i % 7)} for i in range(50)], [str(i % 40) for i in range(60)])
+    whole = _answers(scores, right, 30.0)
+    monkeypatch.setattr(retrieval, "ROWS", 7)
+    monkeypatch.setattr(retrieval, "COLUMNS", 11)
+    for one, other in zip(whole, _answers(scores, right, 30.0), strict=True):
+        assert (one.ranks == other.ranks).all()
+        assert one.surprise == pytest.approx(other.surprise, rel=1e-12)
+        assert (one.best == other.best).all()
+        assert (one.shown == other.shown).all()
+
+
+def test_the_best_candidates_are_those_of_a_stable_sort() -> None:
+    random = np.random.default_rng(6)
+    scores = random.integers(0, 9, (40, 30)) / 9
+    scores[3, 5:9] = np.nan
+    assert (highest(scores, 5) == np.argsort(-scores, axis=1, kind="stable")[:, :5]).all()
+    pictures, captions = _answers(scores, fits([{str(i)} for i in range(40)], [str(i) for i in range(30)]))
+    assert (pictures.best == np.argsort(-scores, axis=1, kind="stable")[:, :5]).all()
+    assert (captions.best == np.argsort(-scores.T, axis=1, kind="stable")[:, :5]).all()
+
+
+def test_only_some_of_very_many_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "SHOWN", 4)
+    scores = np.random.default_rng(7).normal(size=(30, 30))
+    pictures, _ = _answers(scores, fits([{str(i)} for i in range(30)], [str(i) for i in range(30)]))
+    assert pictures.shown.tolist() == [0, 9, 19, 29]
+    assert pictures.best.tolist() == np.argsort(-scores[[0, 9, 19, 29]], axis=1)[:, :5].tolist()
+
+
+def test_five_captions_a_picture_in_blocks_of_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(8)
+    pictures, captions = random.normal(size=(40, 16)), random.normal(size=(200, 16))
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    captions /= np.linalg.norm(captions, axis=1, keepdims=True)
+    owners = random.permutation(np.repeat(np.arange(40), 5))
+    right = Fits.of_owners(owners, 40)
+    assert right.right_answers().tolist() == [5] * 40
+    monkeypatch.setattr(retrieval, "ROWS", 9)
+    monkeypatch.setattr(retrieval, "COLUMNS", 33)
+    found = answers(VectorScores(pictures.astype(np.float32), captions.astype(np.float32)), right)
+    table = pictures @ captions.T
+    for picture in range(40):
+        order = np.argsort(-table[picture])
+        assert found[0].ranks[picture] == 1 + sum(
+            owners[order[place]] != picture for place in range(int(np.flatnonzero(owners[order] == picture)[0]))
+        )
+    for caption in range(200):
+        assert found[1].ranks[caption] == 1 + (table[:, caption] > table[owners[caption], caption]).sum()
 
 
 def test_chance_is_what_random_scores_reach() -> None:

@@ -9,6 +9,7 @@ one subgroup of 258 that is told apart by colours alone.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from hiclip.evaluation.evaluation_set import EvaluationSet, drawn, folded
+from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval, drawn, folded
 from hiclip.evaluation.label_tree import LabelTree
+from hiclip.evaluation.retrieval import fits
+from hiclip.evaluation.set_pictures import StoredPictures
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
@@ -55,11 +58,8 @@ class OpenmojiSettings(Settings):
         classes = {name: place for place, name in reversed(list(enumerate(names)))}  # the first row of a name wins
         order = sorted(classes, key=classes.__getitem__)
         number = {name: place for place, name in enumerate(order)}
-        queries = drawn(rows["path"], self.retrieval_pairs, key="openmoji retrieval")
-        return EvaluationSet(
-            name=self.name,
-            fingerprint=_fingerprint(rows, self),
-            pictures=tuple(rows["image"]),
+        classification = Classification(
+            rows=np.arange(len(names)),
             labels=np.array([number[name] for name in names], dtype=np.int64),
             tree=LabelTree(
                 classes=tuple(rows["concept"][classes[name]] for name in order),
@@ -68,13 +68,25 @@ class OpenmojiSettings(Settings):
                 left_out=LEFT_OUT,
             ),
             templates=self.templates,
-            queries=np.array(queries, dtype=np.int64),
-            captions=tuple(rows["caption"][query] for query in queries),
-            wordings=tuple(
-                frozenset(folded(text) for text in [rows["caption"][query], *rows["captions"][query]])
-                for query in queries
-            ),
         )
+        return EvaluationSet(
+            name=self.name,
+            fingerprint=_fingerprint(rows, self),
+            pictures=StoredPictures(tuple(rows["path"]), tuple(rows["image"])),
+            classification=classification,
+            retrieval=_retrieval(rows, drawn(rows["path"], self.retrieval_pairs, key="openmoji retrieval")),
+        )
+
+
+def _retrieval(rows: dict[str, list[Any]], queries: Sequence[int]) -> Retrieval:
+    """A caption is right for every picture that has it among its own."""
+    captions = tuple(rows["caption"][query] for query in queries)
+    wordings = [
+        {folded(text) for text in [caption, *rows["captions"][query]]}
+        for query, caption in zip(queries, captions, strict=True)
+    ]
+    right = fits(wordings, [folded(caption) for caption in captions])
+    return Retrieval(np.array(queries, dtype=np.int64), captions, np.arange(len(captions)), right)
 
 
 def _read(root: str) -> dict[str, list[Any]]:
