@@ -33,12 +33,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.measurement import report
-from pipeline.annotation_columns import Annotated
+from pipeline.annotation_columns import Annotated, annotated
 from pipeline.build_job import BuildJob
-from pipeline.duplicates import LooksAlike, NearDuplicates, look_keys
+from pipeline.duplicates import DuplicateSettings, NearDuplicates
 from pipeline.jobfile import RaySettings, read_job
-from pipeline.look import LOOK_BYTES
-from pipeline.nearness import best_alike, refuse_the_alike
+from pipeline.look import LOOK_BYTES, Look
 from pipeline.pool import METADATA, Pool
 from pipeline.ray_session import ray_session
 from pipeline.snapshot import SNAPSHOT_SCHEMA, read_snapshot_shard, write_snapshot_shard
@@ -47,6 +46,8 @@ from pipeline.storage import Folder
 _CORES = 2
 _THREADS = 32
 _ROWS_A_SHARD = 2048
+_FILTER_SPAN, _DUPLICATES_SPAN = 250_000, 100_000
+"""Rows that a task takes at a time; a build takes a million by default (`tasks.rows`)."""
 _LANGUAGE = Annotated(
     "language-made",
     pa.schema(
@@ -76,7 +77,8 @@ def main() -> None:
         if "filter" in given.parts:
             report("build", {"part": "filter", **filters(Path(work), given.rows)}, given.keep)
         if "duplicates" in given.parts:
-            report("build", {"part": "duplicates", **duplicates(given.pairs)}, given.keep)
+            with tempfile.TemporaryDirectory(prefix="hiclip-build-") as other:
+                report("build", {"part": "duplicates", **duplicates(Path(other), given.pairs)}, given.keep)
 
 
 def download(work: Path, pictures: int, rounds: int) -> dict[str, object]:
@@ -208,7 +210,7 @@ def filters(work: Path, sizes: list[int]) -> dict[str, object]:
 
     with ray_session(RaySettings(num_cpus=1)):
         for rows in sizes:
-            span = 250_000 // _ROWS_A_SHARD
+            span = _FILTER_SPAN // _ROWS_A_SHARD
             pool = Pool(place, Folder(str(work / "work")), rows, _ROWS_A_SHARD, span, (_LANGUAGE,))
             plain(rows)  # the page cache is warm for both
             with _peak("ray::") as peak:
@@ -233,7 +235,7 @@ def _annotations(place: Folder, number: int) -> dict[str, pa.ChunkedArray]:
     return read_annotations(place, number, (_LANGUAGE,), _LANGUAGE.columns.names)
 
 
-def _write_metadata(place: Folder, rows: int) -> None:
+def _write_metadata(place: Folder, rows: int, gone: float = 0.1) -> None:
     chance = np.random.default_rng(0)
     words = np.array(
         [
@@ -262,8 +264,8 @@ def _write_metadata(place: Folder, rows: int) -> None:
     )
     for number, start in enumerate(range(0, rows, _ROWS_A_SHARD)):
         count = min(_ROWS_A_SHARD, rows - start)
-        gone = chance.random(count) < 0.1
-        sides = [pa.array(chance.integers(50, 2000, count).astype(np.int32), mask=gone) for _ in range(2)]
+        lost = chance.random(count) < gone
+        sides = [pa.array(chance.integers(50, 2000, count).astype(np.int32), mask=lost) for _ in range(2)]
         length = chance.integers(1, 15, count)
         columns = {
             "pair_id": [f"{place * 3:016x}" for place in range(start, start + count)],
@@ -271,10 +273,10 @@ def _write_metadata(place: Folder, rows: int) -> None:
             "caption": [" ".join(words[chance.integers(0, len(words), one)]) for one in length],
             "source": ["cc12m"] * count, "image": pa.nulls(count, pa.binary()),
             "width": sides[0], "height": sides[1], "original_width": sides[0], "original_height": sides[1],
-            "original_bytes": pa.array(chance.integers(1000, 500_000, count), mask=gone),
-            "original_format": pa.array(["JPEG"] * count, mask=gone),
-            "image_sha256": pa.array([f"{place:064x}" for place in range(start, start + count)], mask=gone),
-            "reason": pa.array(["http_404"] * count, mask=~gone), "detail": pa.array(["Not Found"] * count, mask=~gone),
+            "original_bytes": pa.array(chance.integers(1000, 500_000, count), mask=lost),
+            "original_format": pa.array(["JPEG"] * count, mask=lost),
+            "image_sha256": pa.array([f"{place:064x}" for place in range(start, start + count)], mask=lost),
+            "reason": pa.array(["http_404"] * count, mask=~lost), "detail": pa.array(["Not Found"] * count, mask=~lost),
         }  # fmt: skip
         write_snapshot_shard(
             place, number, pa.table(columns).select(SNAPSHOT_SCHEMA.names).cast(SNAPSHOT_SCHEMA), 0, ""
@@ -284,24 +286,37 @@ def _write_metadata(place: Folder, rows: int) -> None:
         _LANGUAGE.write(place, number, pa.table(found))
 
 
-def duplicates(sizes: list[int]) -> dict[str, object]:
-    """Seconds that one process needs for keys and rounds at every size, and the most memory that it took more."""
-    rule = NearDuplicates(max_bits=4, max_cell=12, max_share=0.03)
-    seconds, found, memory = [], [], []
-    for pairs in sizes:
-        table = _looks(pairs)
+def duplicates(work: Path, sizes: list[int]) -> dict[str, object]:
+    """Seconds of both steps (exact, near) on Ray at every size, and the most memory that a task took."""
+    from pipeline.judge import judge
+    from pipeline.selection import refuse_duplicates
 
-        def refuse(table: pa.Table = table) -> int:
-            keys = look_keys(table, rule)
-            alike = partial(LooksAlike, settings=rule)
-            return len(refuse_the_alike(lambda among: best_alike(keys, alike, among)))
-
-        with _peak("") as peak:
-            seconds.append(_timed(lambda: found.append(refuse())))
-        memory.append(peak.megabytes)
-    return {"pairs": sizes, "seconds": [round(one, 1) for one in seconds], "refused": found,
-            "pairs_per_s": [round(a / b) for a, b in zip(sizes, seconds, strict=True)],
-            "megabytes": [round(one) for one in memory]}  # fmt: skip
+    sizes = [rows // _ROWS_A_SHARD * _ROWS_A_SHARD for rows in sizes]
+    place, looks = Folder(str(work / "snapshot")), annotated(Look())
+    _write_metadata(place, max(sizes), gone=0.0)
+    table = _looks(max(sizes))
+    for number in range(max(sizes) // _ROWS_A_SHARD):
+        looks.write(place, number, table.slice(number * _ROWS_A_SHARD, _ROWS_A_SHARD))
+    del table
+    near = NearDuplicates(max_bits=4, max_cell=12, max_share=0.03)
+    steps = {"exact": DuplicateSettings(near=None), "near": DuplicateSettings(exact=None, near=near)}
+    seconds: dict[str, list[float]] = {step: [] for step in steps}
+    memory: dict[str, list[int]] = {step: [] for step in steps}
+    with ray_session(RaySettings(num_cpus=_CORES)):
+        for rows in sizes:
+            span = _DUPLICATES_SPAN // _ROWS_A_SHARD
+            pool = Pool(place, Folder(str(work / "work")), rows, _ROWS_A_SHARD, span, (looks,))
+            judge(pool, [], lambda *_, **__: None)  # nothing is refused before
+            for step, settings in steps.items():
+                with _peak("ray::") as peak:
+                    seconds[step].append(_timed(lambda pool=pool, settings=settings: refuse_duplicates(pool, settings)))  # type: ignore[misc]
+                memory[step].append(round(peak.megabytes))
+    return {
+        "pairs": sizes,
+        "seconds": {step: [round(one, 1) for one in values] for step, values in seconds.items()},
+        "pairs_per_s": {step: round(sizes[-1] / values[-1]) for step, values in seconds.items()},
+        "worker_megabytes": memory,
+    }
 
 
 def _looks(pairs: int) -> pa.Table:

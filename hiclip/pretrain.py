@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         return result
     _announce(job)
     stream = _sound(stream, job)
+    for settings in job.evaluation.sets if job.evaluation is not None else ():
+        settings.load()  # says now what is missing
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
         result = _train(job, stream, tracker, here)
@@ -124,13 +127,23 @@ def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -
             for row, numbers in zip(rows, progress.show(rows), strict=True):
                 tracker.metrics(numbers, row.seen)
 
-        if here:
-            run_here(job, place, stream, lambda row: on_steps([row]))
-        else:
-            from hiclip.training.ray_workers import WorkerTask, run_workers
+        with _evaluations(job, tracker):
+            if here:
+                run_here(job, place, stream, lambda row: on_steps([row]))
+            else:
+                from hiclip.training.ray_workers import WorkerTask, run_workers
 
-            run_workers(WorkerTask(job, place, stream), on_steps)
+                run_workers(WorkerTask(job, place, stream), on_steps)
     return finish(job, tracker.run_id or recorded_run_id(job.out))
+
+
+def _evaluations(job: PretrainJob, tracker: Tracker) -> AbstractContextManager[object]:
+    """What asks the checkpoints while training goes on, if the job wants that."""
+    if job.evaluation is None:
+        return nullcontext()
+    from hiclip.training.ray_evaluations import Evaluations
+
+    return Evaluations(job, tracker.metrics, lambda line: console.print(line, markup=False))
 
 
 def _record_end(job: PretrainJob, tracker: Tracker, result: PretrainResult) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.exchange import read_bucket, write_buckets
-from pipeline.nearness import Alike, Among, best_alike, refuse_the_alike, row_of
+from pipeline.nearness import Alike, Among, Crowds, best_alike, refuse_the_alike, row_of
 from pipeline.pool import REFUSED, Pool
 from pipeline.progress import Advance, progress
 from pipeline.task_window import RETRIES, in_turn, in_window
@@ -28,6 +28,7 @@ Decide = Callable[[pa.Table], pa.Table]
 """From rows to those of them that are refused, as REFUSED."""
 
 _REFUSED_A_FILE = 1_000_000
+_FEWEST_IN_A_CROWD = 1000
 
 
 def over_spans(pool: Pool, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> Iterator[Any]:
@@ -96,6 +97,41 @@ def _spread_task(pool: Pool, step: str, span: int, columns: Sequence[str], sprea
 
 def _met(pool: Pool, step: str, bucket: int) -> pa.Table:
     return read_bucket(pool.work.child(f"met/{step}"), range(pool.spans), bucket).combine_chunks()
+
+
+class FinerSpread(Protocol):
+    """A `Spread` that can part crowded keys."""
+
+    def __call__(self, rows: pa.Table, *, crowds: Crowds) -> pa.Table:
+        """As `Spread`, with finer keys for the rows of the crowds; rows that are alike still share one."""
+        ...
+
+
+def uncrowded(pool: Pool, columns: Sequence[str], spread: FinerSpread, levels: int) -> Spread:
+    """`spread` with crowds parted until no key has more than a quarter of a span's rows, or the levels are used up.
+
+    So a bucket stays about as large as the others however many pairs look nearly the same.
+    """
+    crowds: Crowds = ()
+    most = max(_FEWEST_IN_A_CROWD, pool.rows_per_span // 4)
+    for _ in range(levels):
+        # A key of more than `most` rows has more than its share of them in one span at least.
+        count = partial(_crowded, spread=partial(spread, crowds=crowds), least=most // pool.spans)
+        found = np.concatenate(list(over_spans(pool, columns, count)))
+        keys, place = np.unique(found["key"], return_inverse=True)
+        crowd = keys[np.bincount(place, weights=found["rows"], minlength=len(keys)) > most]
+        if not len(crowd):
+            break
+        crowds = (*crowds, crowd)
+    return partial(spread, crowds=crowds)
+
+
+def _crowded(rows: pa.Table, spread: Spread, least: int) -> npt.NDArray[np.void]:
+    """(key, rows) of the keys that more than `least` rows of a span have."""
+    keys, count = np.unique(np.asarray(spread(rows)["key"], np.uint64), return_counts=True)
+    found = np.empty(int((count > least).sum()), np.dtype([("key", np.uint64), ("rows", np.int64)]))
+    found["key"], found["rows"] = keys[count > least], count[count > least]
+    return found
 
 
 def nearest(

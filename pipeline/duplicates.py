@@ -22,7 +22,7 @@ from pipeline.jobfile import Number, Settings
 from pipeline.keyed_hash import mixed, text_keys
 from pipeline.look import LOOK_BYTES, LOOK_SIDE
 from pipeline.near_captions import NearCaptions
-from pipeline.nearness import RANKED, Places, ranks_of
+from pipeline.nearness import RANKED, Crowds, Places, ranks_of
 from pipeline.pair import pair_numbers
 from pipeline.pool import REFUSED
 from pipeline.semantic_duplicates import SemanticDuplicates
@@ -117,18 +117,27 @@ def too_common(met: pa.Table, most: int) -> pa.Table:
     return pa.table(columns).cast(REFUSED)
 
 
-def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:
+def look_keys(pairs: pa.Table, settings: NearDuplicates, crowds: Crowds = ()) -> pa.Table:
     """Rows (key, rank, pair, same, hash, thumbnail), several for each pair: two that look the same share a key.
 
     Where no cell of two thumbnails differs by more than c, no mean of cells does. So a key is a cell of a grid over
     seven means (the brightness of the quarters and the colour of the middle), and a pair near the edge of its cell
-    stands in the next one too. What shares a key is then parted by the thumbnails themselves (`LooksAlike.split`).
+    stands in the next one too. The keys in `crowds[0]` are too many pairs': they are parted by a finer grid, over six
+    more means, whose crowded keys are in `crowds[1]`, and so on. What shares a key in the end is parted by the
+    thumbnails themselves (`LooksAlike.split`).
     """
     hashes, thumbnails = np.asarray(pairs["hash"], np.uint64), _pixels(pairs)
-    cells, row = _grid_cells(thumbnails, settings.max_cell)
+    row, cells = _grid_cells(_means(thumbnails), settings.max_cell)
+    key = mixed(*cells.T)
+    for level, crowd in enumerate(crowds):
+        inside = np.isin(key, crowd)
+        crowded, finer = row[inside], key[inside]
+        part, cells = _grid_cells(_finer_means(thumbnails[crowded], level), settings.max_cell)
+        row = np.concatenate([row[~inside], crowded[part]])
+        key = np.concatenate([key[~inside], mixed(finer[part], *cells.T)])
     same = mixed(hashes, *np.ascontiguousarray(thumbnails).view(np.uint64).T)
     columns = {
-        "key": mixed(*cells.T),
+        "key": key,
         "rank": ranks_of(pairs)[row],
         "pair": pair_numbers(pairs["pair_id"])[row],
         "same": same[row],
@@ -140,6 +149,10 @@ def look_keys(pairs: pa.Table, settings: NearDuplicates) -> pa.Table:
 
 LOOK_KEYS_A_ROW = 4
 """Keys that a pair has, on the average: 2 to 5 on the sample crawl."""
+
+LOOK_LEVELS = 6
+"""Finer grids that there are for crowded keys."""
+_FINER_MEANS = 6
 
 
 class LooksAlike:
@@ -182,15 +195,30 @@ def _pixels(rows: pa.Table) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
 
 
-def _grid_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.NDArray[np.uint64], Places]:
-    """(places, 7) cells of the grid, and (places,) the row that is in each; a row is in one or more."""
+def _means(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """(rows, 7): brightness of the quarters, colour of the middle."""
     cells = thumbnails.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float64)
     half, quarter = LOOK_SIDE // 2, LOOK_SIDE // 4
     corners = [cells[:, down : down + half, across : across + half].mean(axis=(1, 2, 3))
                for down in (0, half) for across in (0, half)]  # fmt: skip
     middle = cells[:, quarter:-quarter, quarter:-quarter].mean(axis=(1, 2))
+    return np.column_stack([*corners, middle])
+
+
+def _finer_means(thumbnails: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:
+    """(rows, 6): one colour each of six of the sixteen blocks of 2 x 2 cells; others at every level."""
+    side = LOOK_SIDE // 2
+    blocks = thumbnails.reshape(-1, side, 2, side, 2, 3).mean(axis=(2, 4)).reshape(len(thumbnails), -1)
+    # 29 has no factor in common with 48: blocks and colours far from each other come first, and none comes twice.
+    chosen = (np.arange(_FINER_MEANS * level, _FINER_MEANS * (level + 1)) * 29) % blocks.shape[1]
+    found: npt.NDArray[np.float64] = blocks[:, chosen]
+    return found
+
+
+def _grid_cells(means: npt.NDArray[np.float64], max_cell: int) -> tuple[Places, npt.NDArray[np.uint64]]:
+    """(places,) rows, and (places, means) the cell of the grid that each is in; a row is in one or more."""
     # White, the ground of so many pictures, is in the middle of a cell. A little more reach, for means are rounded.
-    means = np.column_stack([*corners, middle]) - 255
+    means = means - 255
     wide, reach = 6 * max(max_cell, 4), max_cell + 1e-6
     low, high = np.floor((means - reach / 2) / wide + 0.5), np.floor((means + reach / 2) / wide + 0.5)
     row, found = np.arange(len(means)), low
@@ -199,7 +227,7 @@ def _grid_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.N
         also = found[beside]
         also[:, column] = high[row[beside], column]
         row, found = np.concatenate([row, row[beside]]), np.concatenate([found, also])
-    return (found + 1024).astype(np.uint64), row
+    return row, (found + 1024).astype(np.uint64)
 
 
 def _contrast(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -32,6 +32,9 @@ class Comparison(Protocol):
 Alike = Callable[[pa.Table], Comparison]
 """From a table to the comparison of its rows."""
 
+Crowds = tuple[npt.NDArray[np.uint64], ...]
+"""Keys that too many rows have, level by level: the rows of each are parted by finer keys, of the next level."""
+
 EDGE = np.dtype([("rank", np.uint64), ("best", np.uint64), ("pair", np.uint64)])
 """A row, the best row that it is alike to, and that one's pair_id as a number."""
 
@@ -40,7 +43,7 @@ RANKED = ("pair_id", "original_width", "original_height")
 
 _ROW_BITS = 37
 _MOST_PIXELS = (1 << (64 - _ROW_BITS)) - 1
-_FEW = 128
+_FEW = 64
 """Rows that are compared each with each; more are split before."""
 _UNDECIDED, _REFUSED, _STAYS = 0, 1, 2
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.all_pairs import each, meet, nearest, over_spans
+from pipeline.all_pairs import each, meet, nearest, over_spans, uncrowded
 from pipeline.balance import READS, Balance, entry_counts, refused
 from pipeline.build_job import BuildJob
 from pipeline.command import console
@@ -22,6 +22,7 @@ from pipeline.decontaminate import (
 )
 from pipeline.duplicates import (
     LOOK_KEYS_A_ROW,
+    LOOK_LEVELS,
     DuplicateSettings,
     LooksAlike,
     NearDuplicates,
@@ -95,8 +96,8 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
 
 
 def _refuse_near_looks(pool: Pool, settings: NearDuplicates) -> Pool:
-    keys, alike = partial(look_keys, settings=settings), partial(LooksAlike, settings=settings)
-    columns = (*RANKED, "hash", "thumbnail")
+    columns, alike = (*RANKED, "hash", "thumbnail"), partial(LooksAlike, settings=settings)
+    keys = uncrowded(pool, columns, partial(look_keys, settings=settings), LOOK_LEVELS)
     return nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
 
 

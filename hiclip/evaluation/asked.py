@@ -13,7 +13,8 @@ from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from pipeline.jobfile import JobError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import DatasetError, read_manifest
+from pipeline.storage import folder
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Asked:
     job: EvaluateJob
     model: EvaluatedModel
     contents: tuple[EvaluationSet, ...]
+    missing: dict[str, str]
+    """Sets whose root is not there: name -> what was looked for. They are told of beside the results of the others."""
     datasets: tuple[str, ...]
     """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
@@ -44,7 +47,7 @@ class Asked:
         job = self.job.model_dump(mode="json", exclude=apart)
         contents = [content.fingerprint for content in self.contents]
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
-        asked = [_REVISION, job, self.model.weights, contents, self.dataset_fingerprint]
+        asked = [_REVISION, job, self.model.weights, contents, sorted(self.missing), self.dataset_fingerprint]
         return _digest(*asked, *([columns] if columns else []))
 
     def set_key(self, content: EvaluationSet) -> str:
@@ -69,7 +72,7 @@ class Asked:
 def ask(job: EvaluateJob) -> Asked:
     """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
     model = evaluated_model(job.checkpoint)
-    contents = tuple(settings.load() for settings in job.sets)
+    contents, missing = _contents(job)
     lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
     lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
     named = datasets_of(job.dataset) if job.dataset else model.trained_on
@@ -86,7 +89,26 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model))
+    return Asked(job, model, contents, missing, paths, fingerprint, ask_columns(job, model))
+
+
+def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:
+    """The sets that are there, and those that are not; one that is there and is not what it should be is an error."""
+    contents: dict[str, EvaluationSet] = {}
+    missing: dict[str, str] = {}
+    for place, settings in enumerate(job.sets):
+        root = folder(settings.root)
+        if not root.exists():
+            missing[getattr(settings, "called", None) or settings.name] = f"{root.root} is not there"
+            continue
+        content = settings.load()
+        if content.name in contents:
+            raise JobError(f"sets[{place}]: expected each set once, came {content.name} again; `called` renames one")
+        contents[content.name] = content
+    if missing and not contents and job.columns is None:
+        name, why = next(iter(missing.items()))
+        raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
+    return tuple(contents.values()), missing
 
 
 def _digest(*parts: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,15 +64,26 @@ class EmbeddedPictures:
 
 
 def embed_pictures(
-    embedder: Embedder, pictures: SetPictures, rows: IntArray, batch: int, map_blocks: MapBlocks, what: str
-) -> EmbeddedPictures:
-    """Pictures number `rows`, each batch read where it is embedded."""
-    blocks = cut(rows.tolist(), batch)
-    found, digest = list[Vectors](), hashlib.sha256()
-    for vectors, digests in map_blocks(_read_and_embed, (embedder, pictures), blocks, what):
-        found.append(vectors)
-        digest.update(digests)
-    return EmbeddedPictures(np.concatenate(found), digest.hexdigest())
+    embedder: Embedder,
+    shown: Sequence[tuple[SetPictures, IntArray]],
+    batch: int,
+    map_blocks: MapBlocks,
+    what: str,
+) -> Iterator[EmbeddedPictures]:
+    """For each of several sets its pictures number `rows`, each batch read where it is embedded.
+
+    One stream of blocks: while one set is measured, the batches of the next ones are under way.
+    """
+    width = embedder.sizes.embedding
+    blocks = [(place, part) for place, (_, rows) in enumerate(shown) for part in cut(rows.tolist(), batch)]
+    answers = iter(map_blocks(_read_and_embed, (embedder, [pictures for pictures, _ in shown]), blocks, what))
+    for _, rows in shown:
+        found, digest = [np.empty((0, width), dtype=np.float32)], hashlib.sha256()
+        for vectors, digests in itertools.islice(answers, -(-len(rows) // batch)):
+            found.append(vectors)
+            digest.update(digests)
+        yield EmbeddedPictures(np.concatenate(found), digest.hexdigest())
+    next(answers, None)  # whoever watches is told that this was the last one
 
 
 def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks: MapBlocks, what: str) -> Vectors:
@@ -82,9 +94,12 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks
     return vectors[[place[text] for text in texts]]
 
 
-def _read_and_embed(shared: tuple[Embedder, SetPictures], rows: Sequence[int]) -> tuple[Vectors, bytes]:
-    embedder, pictures = shared
-    encoded = pictures.read(rows)
+def _read_and_embed(
+    shared: tuple[Embedder, Sequence[SetPictures]], block: tuple[int, Sequence[int]]
+) -> tuple[Vectors, bytes]:
+    embedder, sets = shared
+    place, rows = block
+    encoded = sets[place].read(rows)
     digests = b"".join(hashlib.sha256(picture).digest() for picture in encoded)
     return picture_vectors(embedder, encoded), digests
 

@@ -6,7 +6,7 @@ the scores came from.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +16,10 @@ from pydantic import Field
 from hiclip.evaluation import retrieval, zero_shot
 from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.bootstrap import FloatArray, estimate
-from hiclip.evaluation.embed import Embedder, Vectors, embed_pictures, embed_texts
+from hiclip.evaluation.embed import EmbeddedPictures, Embedder, Vectors, embed_pictures, embed_texts
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
 from hiclip.evaluation.result import Result, results_of
-from hiclip.evaluation.retrieval import Answers, ScoreTile, TableScores, VectorScores
+from hiclip.evaluation.retrieval import Answers, IntArray, ScoreTile, TableScores, VectorScores
 from hiclip.evaluation.zero_shot import Predictions
 from pipeline.jobfile import Settings
 
@@ -92,7 +92,7 @@ class MeasuredSet(Settings):
     results: list[Result]
     seen: SeenPictures | None = None
     seconds: float = 0.0
-    """Wall time that the model's numbers took."""
+    """Wall time until the model's numbers were there, from when those of the set before it were."""
     subgroups: list[SubgroupResult] = Field(default_factory=list)
     judged: Judged | None = None
     """Null where nothing was classified."""
@@ -109,23 +109,43 @@ def asked_metrics(content: EvaluationSet) -> tuple[str, ...]:
 
 
 def model_scores(
+    embedder: Embedder, contents: Sequence[EvaluationSet], batch: int, map_blocks: MapBlocks, metrics: Collection[str]
+) -> Iterator[Scores]:
+    """The towers' cosines, set by set; only what `metrics` need is embedded, and equal prompts of several sets once."""
+    asked = [_asked(content, metrics) for content in contents]
+    nothing = np.empty(0, dtype=np.int64)  # of a set that has none of the metrics
+    rows = [np.unique(np.concatenate([nothing, *(part.rows for part in parts if part is not None)])) for parts in asked]
+    shown = [(content.pictures, part) for content, part in zip(contents, rows, strict=True)]
+    what = f"{contents[0].name}: pictures" if len(contents) == 1 else f"pictures of {len(contents)} sets"
+    embedded = embed_pictures(embedder, shown, batch, map_blocks, what)
+    prompts = ClassVectors()
+    for content, parts, part, images in zip(contents, asked, rows, embedded, strict=True):
+        yield _scores(embedder, content, parts, part, images, prompts, batch, map_blocks)
+
+
+def _asked(content: EvaluationSet, metrics: Collection[str]) -> tuple[Classification | None, Retrieval | None]:
+    """The questions of a set that the metrics need."""
+    return (
+        content.classification if any(metric in zero_shot.METRICS for metric in metrics) else None,
+        content.retrieval if any(metric in retrieval.METRICS for metric in metrics) else None,
+    )
+
+
+def _scores(
     embedder: Embedder,
     content: EvaluationSet,
+    questions: tuple[Classification | None, Retrieval | None],
+    rows: IntArray,
+    images: EmbeddedPictures,
+    prompts: ClassVectors,
     batch: int,
     map_blocks: MapBlocks,
-    metrics: Collection[str],
-    class_vectors: ClassVectors | None = None,
 ) -> Scores:
-    """The towers' cosines; only what `metrics` need is embedded. Sets of the same prompts share `class_vectors`."""
-    asked = content.classification if any(metric in zero_shot.METRICS for metric in metrics) else None
-    found = content.retrieval if any(metric in retrieval.METRICS for metric in metrics) else None
-    parts = [part.rows for part in (asked, found) if part is not None]
-    rows = np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
-    images = embed_pictures(embedder, content.pictures, rows, batch, map_blocks, f"{content.name}: pictures")
+    asked, found = questions
     scale = float(embedder.towers.logit_scale().item())
     per_class, tile = None, None
     if asked is not None:
-        vectors = (class_vectors or ClassVectors()).of(asked, embedder, batch, map_blocks, f"{content.name}: prompts")
+        vectors = prompts.of(asked, embedder, batch, map_blocks, f"{content.name}: prompts")
         per_class = images.vectors[np.searchsorted(rows, asked.rows)] @ vectors.T
     if found is not None:
         captions = embed_texts(embedder, found.captions, batch, map_blocks, f"{content.name}: captions")

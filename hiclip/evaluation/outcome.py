@@ -33,6 +33,8 @@ class Outcome(Settings):
     """Fingerprint of the training data that baselines and drawings looked at."""
     sets: dict[str, str]
     """Name of each set and its fingerprint."""
+    missing: dict[str, str] = Field(default_factory=dict)
+    """Sets that the job names and that are not there: name -> what was looked for."""
     results: list[Result]
     subgroups: dict[str, list[SubgroupResult]]
     """Subgroup by subgroup, for each set."""

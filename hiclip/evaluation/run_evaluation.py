@@ -75,6 +75,7 @@ def _outcome(
         train_flops=None if state is None else state.train_flops or train_flops(model.settings, state.seen),
         dataset=asked.dataset_fingerprint,
         sets={content.name: content.fingerprint for content in asked.contents},
+        missing=asked.missing,
         results=[result for one in measured for result in one.results],
         subgroups={one.set: one.subgroups for one in measured},
         pictures=[f"{drawing.name}.png" for drawing in drawings],

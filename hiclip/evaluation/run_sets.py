@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import ValidationError
@@ -21,7 +21,6 @@ from hiclip.evaluation.evaluate_job import PixelNeighboursSettings
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.measure import (
     METRICS,
-    ClassVectors,
     MeasuredSet,
     Scores,
     baseline_values,
@@ -50,11 +49,13 @@ def evaluate_checkpoint(
     draws: int = 1000,
     precision: Literal["fp32", "bf16"] = "fp32",
     centre_crop: float = CENTRE_CROP,
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int = 1,
     map_blocks: MapBlocks = map_here,
 ) -> list[Result]:
     """`metrics` of the checkpoint, or of the published weights, at `checkpoint` on every set; nothing is written.
 
-    Everything is computed in this process, on one thread.
+    Everything is computed in this process, on one thread unless `threads` says otherwise.
 
     Only what the metrics need is embedded: `metrics={"loss"}` looks at the pictures of retrieval alone.
     Raises CheckpointError, DatasetError; JobError names a metric that does not exist.
@@ -62,11 +63,10 @@ def evaluate_checkpoint(
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
         raise JobError(f"metrics: expected some of {', '.join(METRICS)}, came {unknown[0]}")
-    embedder = Embedder(towers_at(checkpoint), precision, centre_crop=centre_crop)
+    embedder = Embedder(towers_at(checkpoint), precision, device, threads, centre_crop)
     results: list[Result] = []
-    for settings in sets:
-        content = settings.load()
-        scores = model_scores(embedder, content, batch, map_blocks, metrics)
+    contents = [settings.load() for settings in sets]
+    for content, scores in zip(contents, model_scores(embedder, contents, batch, map_blocks, metrics), strict=True):
         found = measure(content, scores, seed, draws, map_blocks)
         results += [result for result in found.results if result.metric in metrics]
     return results
@@ -74,35 +74,37 @@ def evaluate_checkpoint(
 
 def measure_sets(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:
     """Every set with its baselines; each is stored in `out` when it is finished, and taken from there if it is."""
-    prompts = ClassVectors()
-    return [
-        _with_baselines(asked, content, _model_on(asked, content, embedder, prompts, map_blocks, out), map_blocks, out)
-        for content in asked.contents
-    ]
+    known = {content.name: _stored(asked, content, out) for content in asked.contents}
+    left = [content for content in asked.contents if known[content.name] is None]
+    for content, measured in zip(left, _measured(asked, left, embedder, map_blocks), strict=True):
+        out.write_text(_set_name(asked, content), measured.model_dump_json() + "\n")
+        known[content.name] = measured
+    found = [(content, known[content.name]) for content in asked.contents]
+    return [_with_baselines(asked, content, one, map_blocks, out) for content, one in found if one is not None]
 
 
-def _model_on(
-    asked: Asked,
-    content: EvaluationSet,
-    embedder: Embedder,
-    prompts: ClassVectors,
-    map_blocks: MapBlocks,
-    out: Folder,
-) -> MeasuredSet:
-    job = asked.job
-
-    def compute() -> MeasuredSet:
+def _measured(
+    asked: Asked, contents: Sequence[EvaluationSet], embedder: Embedder, map_blocks: MapBlocks
+) -> Iterator[MeasuredSet]:
+    job, began = asked.job, time.monotonic()
+    scores = model_scores(embedder, contents, job.batch, map_blocks, METRICS) if contents else iter(())
+    for content, one in zip(contents, scores, strict=True):
+        found = measure(content, one, job.seed, job.draws, map_blocks)
+        yield found.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
         began = time.monotonic()
-        scores = model_scores(embedder, content, job.batch, map_blocks, METRICS, prompts)
-        found = measure(content, scores, job.seed, job.draws, map_blocks)
-        return found.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
 
-    return _once(out, f"sets/{content.name}", asked.set_key(content), MeasuredSet, compute)
+
+def _stored(asked: Asked, content: EvaluationSet, out: Folder) -> MeasuredSet | None:
+    return _read_stored(out, _set_name(asked, content), MeasuredSet)
 
 
 def measured_before(asked: Asked, content: EvaluationSet, out: Folder) -> bool:
     """Whether `out` holds the model's numbers on this set already."""
-    return out.exists(_stored_name(f"sets/{content.name}", asked.set_key(content)))
+    return out.exists(_set_name(asked, content))
+
+
+def _set_name(asked: Asked, content: EvaluationSet) -> str:
+    return _stored_name(f"sets/{content.name}", asked.set_key(content))
 
 
 def _with_baselines(
@@ -160,17 +162,25 @@ S = TypeVar("S", bound=Settings)
 def _once(out: Folder, name: str, key: str, kind: type[S], compute: Callable[[], S]) -> S:
     """What `compute` returns, stored in `out` under a name that carries its key, or what was stored there before."""
     stored = _stored_name(name, key)
-    if out.exists(stored):
-        try:
-            found = kind.model_validate_json(out.read_text(stored))
-        except ValidationError:
-            log.warning("%s is not what it should be and is computed again", out.join(stored))
-        else:
-            log.info("%s was computed before", out.join(stored))
-            return found
+    found = _read_stored(out, stored, kind)
+    if found is not None:
+        return found
     computed = compute()
     out.write_text(stored, computed.model_dump_json() + "\n")
     return computed
+
+
+def _read_stored(out: Folder, stored: str, kind: type[S]) -> S | None:
+    """What was stored under a name; None if nothing was, or nothing that can be read."""
+    if not out.exists(stored):
+        return None
+    try:
+        found = kind.model_validate_json(out.read_text(stored))
+    except ValidationError:
+        log.warning("%s is not what it should be and is computed again", out.join(stored))
+        return None
+    log.info("%s was computed before", out.join(stored))
+    return found
 
 
 def _stored_name(name: str, key: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hiclip.batch import TARGETS
+from hiclip.data.images import CENTRE_CROP
 from hiclip.data.mixture import DatasetSettings, MixedDataset, datasets_of
 from hiclip.data.stream_plan import LoaderSettings
 from hiclip.data.view_settings import ViewSettings
+from hiclip.evaluation.measure import METRICS
+from hiclip.evaluation.sets import SetSettings
 from hiclip.model.sizes import ModelSettings, resolve
 from hiclip.objectives import ObjectiveSettings
 from hiclip.objectives.clip import ClipSettings
@@ -28,6 +31,7 @@ NOT_THE_RESULT = (
     "checkpoints",
     "price",
     "profile",
+    "evaluation",
     "divergence",
     "activation_checkpointing",
     "compiled",
@@ -130,6 +134,35 @@ class DivergenceSettings(Settings):
     batches and the one before; then it fails, and `diverged.json` in `out` names the pairs."""
 
 
+class EvaluationSettings(Settings):
+    """What the newest checkpoint is asked while training goes on, by one Ray task beside the workers."""
+
+    sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
+    """Evaluation sets, see `hiclip.evaluation.sets`."""
+    every_pairs: Annotated[int, Field(ge=1)]
+    """Pairs seen between two evaluations; each asks the newest checkpoint, so `checkpoints` should be as frequent."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of metrics, see `hiclip.evaluation.measure.METRICS`; null: all that a set has."""
+    cpus: Annotated[Number, Field(ge=0)] = 1.0
+    """Ray CPUs of the task, beside those of training; 0 takes from training what it computes."""
+    gpus: Annotated[Number, Field(ge=0)] = 0.0
+    """Ray GPUs of the task; a part of one is allowed. 0 computes on CPU."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Pictures or texts that are embedded together."""
+    centre_crop: Annotated[Number, Field(gt=0, le=1)] = CENTRE_CROP
+    """As in `hiclip.evaluate`: the share of a picture's shorter side that its centre square shows."""
+    draws: Annotated[int, Field(ge=100)] = 200
+    """Resamples behind each interval."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _exist(cls, metrics: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        unknown = [metric for metric in metrics or () if metric not in METRICS]
+        if unknown:
+            raise ValueError(f"expected some of {', '.join(METRICS)}, came {unknown[0]}")
+        return metrics
+
+
 class PriceSettings(Settings):
     """What the bill of `--dry-run` is computed from."""
 
@@ -171,6 +204,8 @@ class PretrainJob(Job):
     divergence: DivergenceSettings = DivergenceSettings()
     profile: ProfileSettings | None = None
     """A trace of a few steps by torch's profiler, as `profile/trace.json.gz` in `out`; null: none."""
+    evaluation: EvaluationSettings | None = None
+    """What checkpoints are asked while training goes on, recorded in MLflow beside the losses; null: nothing."""
     price: PriceSettings | None = None
     """Null: the bill says nothing of hours and money."""
 

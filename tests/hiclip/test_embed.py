@@ -80,15 +80,15 @@ def test_cuts_do_not_depend_on_who_works() -> None:
 def test_ray_gives_the_bits_of_one_process() -> None:
     encoded, embedder = [*_pictures(20), b"no picture"], _embedder()
     pictures = StoredPictures(tuple(map(str, range(21))), tuple(encoded))
-    here = embed_pictures(embedder, pictures, np.arange(21), 4, map_here, "pictures")
+    shown = [(pictures, np.arange(21)), (pictures, np.array([4, 5, 6, 7]))]
+    here, some = embed_pictures(embedder, shown, 4, map_here, "pictures")
     assert here.broken == 1
     for cpus in (1.0, 0.5):
-        there = embed_pictures(embedder, pictures, np.arange(21), 4, RayBlocks(cpus), "pictures")
+        there, _ = embed_pictures(embedder, shown, 4, RayBlocks(cpus), "pictures")
         assert np.array_equal(there.vectors, here.vectors, equal_nan=True)
         assert there.sha256 == here.sha256
     digest = hashlib.sha256(b"".join(hashlib.sha256(picture).digest() for picture in encoded))
     assert here.sha256 == digest.hexdigest()
-    some = embed_pictures(embedder, pictures, np.array([4, 5, 6, 7]), 4, map_here, "pictures")
     assert (some.vectors == here.vectors[4:8]).all()
     assert (embed_texts(embedder, TEXTS, 2, RayBlocks(), "") == embed_texts(embedder, TEXTS, 2, map_here, "")).all()
 

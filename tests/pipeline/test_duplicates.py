@@ -7,6 +7,7 @@ import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -15,14 +16,15 @@ from PIL import Image, ImageDraw
 from small_drawings import drawing, encoded
 from small_pool import small_pool, verdicts_by_name
 
-from pipeline.duplicates import DuplicateSettings, LooksAlike, NearDuplicates, look_keys
+from pipeline.all_pairs import uncrowded
+from pipeline.duplicates import LOOK_LEVELS, DuplicateSettings, LooksAlike, NearDuplicates, look_keys
 from pipeline.look import LOOK_BYTES, Look, look
-from pipeline.nearness import best_alike, refuse_the_alike, row_of
+from pipeline.nearness import RANKED, Crowds, best_alike, refuse_the_alike, row_of
 from pipeline.selection import refuse_duplicates
 
 
-def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates) -> list[int]:
-    """For each look the one beside which it is refused, -1 where it stays; best first."""
+def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates, finer: int = 0) -> list[int]:
+    """For each look the one beside which it is refused, -1 where it stays; best first. `finer`: levels of crowds."""
     names = [f"{number:016x}" for number in range(len(looks))]
     columns = {
         "row": range(len(looks)), "pair_id": names,
@@ -30,7 +32,10 @@ def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates) -> list[in
         "hash": pa.array([number for number, _ in looks], pa.uint64()),
         "thumbnail": pa.array([thumbnail for _, thumbnail in looks], pa.binary(LOOK_BYTES)),
     }  # fmt: skip
-    keys = look_keys(pa.table(columns), settings)
+    crowds: Crowds = ()
+    for _ in range(finer):  # every second key is a crowd
+        crowds = (*crowds, np.unique(np.asarray(look_keys(pa.table(columns), settings, crowds)["key"]))[::2])
+    keys = look_keys(pa.table(columns), settings, crowds)
     edges = refuse_the_alike(lambda among: best_alike(keys, partial(LooksAlike, settings=settings), among))
     found = [-1] * len(looks)
     for edge in edges:
@@ -85,10 +90,11 @@ def test_blank_pictures_of_another_colour_are_not_near() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30), st.integers(0, 12), st.integers(0, 90), st.randoms()
-)
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30), st.integers(0, 12), st.integers(0, 90), st.randoms(),
+    st.sampled_from((0, 1, LOOK_LEVELS)),
+)  # fmt: skip
 def test_keys_and_rounds_find_what_one_pass_over_all_finds(
-    numbers: list[int], max_bits: int, max_cell: int, chance: random.Random
+    numbers: list[int], max_bits: int, max_cell: int, chance: random.Random, finer: int
 ) -> None:
     flipped = [number ^ sum(1 << bit for bit in chance.sample(range(64), chance.randint(0, 14))) for number in numbers]
     pattern = [chance.randrange(100) for _ in range(LOOK_BYTES)]
@@ -102,7 +108,7 @@ def test_keys_and_rounds_find_what_one_pass_over_all_finds(
         near = [at for at in stays if (some[at][0] ^ number).bit_count() <= max_bits
                 and max(abs(a - b) for a, b in zip(some[at][1], thumbnail, strict=True)) <= max_cell]  # fmt: skip
         expected.append(near[0] if near else -1)
-    assert near_of(some, rule) == expected
+    assert near_of(some, rule, finer) == expected
 
 
 def row(name: str, image: bytes, side: int, **more: object) -> dict[str, object]:
@@ -121,6 +127,28 @@ def fates(folder: Path, rows: list[dict[str, object]], settings: DuplicateSettin
     pool = refuse_duplicates(small_pool(folder, rows, Look().columns), settings)
     shorter = {name[0]: verdict for name, verdict in verdicts_by_name(pool).items()}
     return {name: (reason, detail and detail[: len("of x")]) for name, (reason, detail) in shorter.items()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_crowd_is_parted_until_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.all_pairs._FEWEST_IN_A_CROWD", 4)
+    chance = np.random.default_rng(0)
+    noise = chance.integers(0, 256, (200, LOOK_BYTES), dtype=np.uint8)
+    rows = [
+        {"pair_id": f"{number:016x}", "hash": number, "thumbnail": noise[number].tobytes(), "original_width": 9,
+         "original_height": 9}
+        for number in range(200)
+    ]  # fmt: skip
+    pool = small_pool(tmp_path, rows, Look().columns, per_shard=10, shards_per_span=2)
+    columns = (*RANKED, "hash", "thumbnail")
+    largest = []
+    for levels in (0, 1, LOOK_LEVELS):
+        keys = uncrowded(pool, columns, partial(look_keys, settings=NearDuplicates()), levels)
+        spread = pa.concat_tables([keys(pool.left(span, columns)) for span in range(pool.spans)])
+        largest.append(int(np.unique(np.asarray(spread["key"]), return_counts=True)[1].max()))
+        assert len(np.unique(np.asarray(spread["rank"]))) == 200, "nobody is lost"
+    assert largest[0] > largest[1] > largest[2]
+    assert largest[2] <= 8, "noise has no likes: at most what a crowd may have, and what spans did not tell"
 
 
 @pytest.mark.usefixtures("ray_session")
