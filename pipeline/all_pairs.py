@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ import pyarrow as pa
 import ray
 
 from pipeline.exchange import read_bucket, write_buckets
-from pipeline.nearness import Alike, Among, Crowds, best_alike, refuse_the_alike, row_of
+from pipeline.keyed_hash import mixed
+from pipeline.nearness import Alike, Among, best_alike, refuse_the_alike, row_of
 from pipeline.pool import REFUSED, Pool
 from pipeline.progress import Advance, progress
 from pipeline.task_window import RETRIES, in_turn, in_window
@@ -28,7 +29,8 @@ Decide = Callable[[pa.Table], pa.Table]
 """From rows to those of them that are refused, as REFUSED."""
 
 _REFUSED_A_FILE = 1_000_000
-_FEWEST_IN_A_CROWD = 1000
+_SAMPLED_A_PART = 64
+"""Rows of a sample for each part that a crowd is cut into."""
 
 
 def over_spans(pool: Pool, columns: Sequence[str], function: Callable[[pa.Table], Any]) -> Iterator[Any]:
@@ -99,39 +101,62 @@ def _met(pool: Pool, step: str, bucket: int) -> pa.Table:
     return read_bucket(pool.work.child(f"met/{step}"), range(pool.spans), bucket).combine_chunks()
 
 
-class FinerSpread(Protocol):
-    """A `Spread` that can part crowded keys."""
+Cut = TypeVar("Cut", covariant=True)
 
-    def __call__(self, rows: pa.Table, *, crowds: Crowds) -> pa.Table:
-        """As `Spread`, with finer keys for the rows of the crowds; rows that are alike still share one."""
+
+class Part(Protocol[Cut]):
+    """Says how a crowd of rows with one key is cut up."""
+
+    def __call__(self, sample: pa.Table, share: float) -> Cut | None:
+        """From some of the rows, a cut into parts of at most a share of them all; None if there is none."""
         ...
 
 
-def uncrowded(pool: Pool, columns: Sequence[str], spread: FinerSpread, levels: int) -> Spread:
-    """`spread` with crowds parted until no key has more than a quarter of a span's rows, or the levels are used up.
+def crowds(
+    pool: Pool, columns: Sequence[str], spread: Spread, part: Part[Cut], most: int | None = None
+) -> dict[int, Cut]:
+    """Cuts for the keys that more than `most` rows have; null: a quarter of a span's.
 
-    So a bucket stays about as large as the others however many pairs look nearly the same.
+    With them a bucket is about as large as the others however many pairs look nearly the same. Two passes: one
+    counts, the other takes a sample of each crowd by hash, so that the cuts do not depend on spans.
     """
-    crowds: Crowds = ()
-    most = max(_FEWEST_IN_A_CROWD, pool.rows_per_span // 4)
-    for _ in range(levels):
-        # A key of more than `most` rows has more than its share of them in one span at least.
-        count = partial(_crowded, spread=partial(spread, crowds=crowds), least=most // pool.spans)
-        found = np.concatenate(list(over_spans(pool, columns, count)))
-        keys, place = np.unique(found["key"], return_inverse=True)
-        crowd = keys[np.bincount(place, weights=found["rows"], minlength=len(keys)) > most]
-        if not len(crowd):
-            break
-        crowds = (*crowds, crowd)
-    return partial(spread, crowds=crowds)
+    limit = pool.rows_per_span // 4 if most is None else most
+    # A key of more than `limit` rows has more than its share of them in one span at least.
+    count = partial(_counted, spread=spread, least=limit // pool.spans)
+    counts = np.concatenate(list(over_spans(pool, columns, count)))
+    keys, place = np.unique(counts["key"], return_inverse=True)
+    rows = np.bincount(place, weights=counts["rows"], minlength=len(keys))
+    keys, rows = keys[rows > limit], rows[rows > limit]
+    if not len(keys):
+        return {}
+    sample = partial(_sampled, spread=spread, keys=keys, share=_SAMPLED_A_PART / limit)
+    some = pa.concat_tables(list(over_spans(pool, columns, sample))).combine_chunks()
+    key = np.asarray(some["key"], np.uint64)
+    # In an order of their own: spans of another size give the same cuts.
+    order = np.lexsort((np.asarray(some["pair"], np.uint64), key))
+    found: dict[int, Cut] = {}
+    for crowd, size in zip(keys.tolist(), rows.tolist(), strict=True):
+        cut = part(some.take(order[key[order] == crowd]), limit / size)
+        if cut is not None:
+            found[crowd] = cut
+    return found
 
 
-def _crowded(rows: pa.Table, spread: Spread, least: int) -> npt.NDArray[np.void]:
+def _counted(rows: pa.Table, spread: Spread, least: int) -> npt.NDArray[np.void]:
     """(key, rows) of the keys that more than `least` rows of a span have."""
     keys, count = np.unique(np.asarray(spread(rows)["key"], np.uint64), return_counts=True)
     found = np.empty(int((count > least).sum()), np.dtype([("key", np.uint64), ("rows", np.int64)]))
     found["key"], found["rows"] = keys[count > least], count[count > least]
     return found
+
+
+def _sampled(rows: pa.Table, spread: Spread, keys: npt.NDArray[np.uint64], share: float) -> pa.Table:
+    """A share of the rows of the keys (ascending), chosen by hash of their pair."""
+    spread_out = spread(rows)
+    key = np.asarray(spread_out["key"], np.uint64)
+    place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+    drawn = (mixed(key, np.asarray(spread_out["pair"], np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return spread_out.take(np.flatnonzero((keys[place] == key) & (drawn < share)))
 
 
 def nearest(

@@ -10,6 +10,9 @@ stays, never through a chain of likenesses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,7 +25,7 @@ from pipeline.jobfile import Number, Settings
 from pipeline.keyed_hash import mixed, text_keys
 from pipeline.look import LOOK_BYTES, LOOK_SIDE
 from pipeline.near_captions import NearCaptions
-from pipeline.nearness import RANKED, Crowds, Places, ranks_of
+from pipeline.nearness import RANKED, Places, ranks_of
 from pipeline.pair import pair_numbers
 from pipeline.pool import REFUSED
 from pipeline.semantic_duplicates import SemanticDuplicates
@@ -60,6 +63,8 @@ _SAMPLE = 64
 """Thumbnails of a group that are looked at to find where it is cut."""
 _HELPS = 0.85
 """A cut helps where neither half has more than this share of the group."""
+_DEEPEST = 40
+"""Cuts below each other, for crowds of any size."""
 
 
 def exact_columns(settings: DuplicateSettings) -> tuple[str, ...]:
@@ -117,24 +122,28 @@ def too_common(met: pa.Table, most: int) -> pa.Table:
     return pa.table(columns).cast(REFUSED)
 
 
-def look_keys(pairs: pa.Table, settings: NearDuplicates, crowds: Crowds = ()) -> pa.Table:
+Crowds = Mapping[int, "Cut"]
+"""Key -> how its rows are parted."""
+NO_CROWDS: Crowds = MappingProxyType({})
+
+
+def look_keys(pairs: pa.Table, settings: NearDuplicates, crowds: Crowds = NO_CROWDS) -> pa.Table:
     """Rows (key, rank, pair, same, hash, thumbnail), several for each pair: two that look the same share a key.
 
     Where no cell of two thumbnails differs by more than c, no mean of cells does. So a key is a cell of a grid over
     seven means (the brightness of the quarters and the colour of the middle), and a pair near the edge of its cell
-    stands in the next one too. The keys in `crowds[0]` are too many pairs': they are parted by a finer grid, over six
-    more means, whose crowded keys are in `crowds[1]`, and so on. What shares a key in the end is parted by the
-    thumbnails themselves (`LooksAlike.split`).
+    stands in the next one too. Keys of very many pairs are cut up further, as `crowds` says (see `part_looks`). What
+    shares a key in the end is parted by the thumbnails themselves (`LooksAlike.split`).
     """
     hashes, thumbnails = np.asarray(pairs["hash"], np.uint64), _pixels(pairs)
-    row, cells = _grid_cells(_means(thumbnails), settings.max_cell)
+    cells, row = _grid_cells(thumbnails, settings.max_cell)
     key = mixed(*cells.T)
-    for level, crowd in enumerate(crowds):
-        inside = np.isin(key, crowd)
-        crowded, finer = row[inside], key[inside]
-        part, cells = _grid_cells(_finer_means(thumbnails[crowded], level), settings.max_cell)
-        row = np.concatenate([row[~inside], crowded[part]])
-        key = np.concatenate([key[~inside], mixed(finer[part], *cells.T)])
+    for crowd in np.intersect1d(key, np.fromiter(crowds, np.uint64, len(crowds))).tolist():
+        inside = key == crowd
+        crowded = row[inside]
+        place, leaf = crowds[crowd].leaves(thumbnails[crowded])
+        row = np.concatenate([row[~inside], crowded[place]])
+        key = np.concatenate([key[~inside], mixed(np.uint64(crowd), leaf)])
     same = mixed(hashes, *np.ascontiguousarray(thumbnails).view(np.uint64).T)
     columns = {
         "key": key,
@@ -150,9 +159,65 @@ def look_keys(pairs: pa.Table, settings: NearDuplicates, crowds: Crowds = ()) ->
 LOOK_KEYS_A_ROW = 4
 """Keys that a pair has, on the average: 2 to 5 on the sample crawl."""
 
-LOOK_LEVELS = 6
-"""Finer grids that there are for crowded keys."""
-_FINER_MEANS = 6
+
+@dataclass(frozen=True)
+class Cut:
+    """Where thumbnails are parted: what is near the cut is on both sides, so that likes share a side."""
+
+    cell: int
+    """Of the LOOK_BYTES values of a thumbnail."""
+    middle: float
+    """Twice the value at which they are parted."""
+    reach: int
+    left: Cut | None
+    """How the darker side is parted further; None if it is not."""
+    right: Cut | None
+
+    def sides(self, thumbnails: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """(rows,) whether each is on the darker and on the brighter side."""
+        values = 2 * thumbnails[:, self.cell].astype(np.int32)
+        return values <= self.middle + self.reach, values >= self.middle - self.reach
+
+    def leaves(self, thumbnails: npt.NDArray[np.uint8]) -> tuple[Places, npt.NDArray[np.uint64]]:
+        """(places,) rows, and (places,) the name of the part that each is in; a row is in one or more."""
+        places, names = list[Places](), list[npt.NDArray[np.uint64]]()
+        waiting: list[tuple[Cut | None, Places, int]] = [(self, np.arange(len(thumbnails)), 1)]
+        while waiting:
+            cut, rows, name = waiting.pop()
+            if cut is None:
+                places.append(rows)
+                names.append(np.full(len(rows), name, np.uint64))
+            else:
+                dark, bright = cut.sides(thumbnails[rows])
+                waiting += [(cut.left, rows[dark], 2 * name), (cut.right, rows[bright], 2 * name + 1)]
+        return np.concatenate(places), np.concatenate(names)
+
+
+def part_looks(sample: pa.Table, share: float, settings: NearDuplicates) -> Cut | None:
+    """How to part rows of `look_keys` that are like these into parts of at most a share of them; None: in no way."""
+    return _cut(_pixels(sample), share * sample.num_rows, settings.max_cell, _DEEPEST)
+
+
+def _cut(thumbnails: npt.NDArray[np.uint8], most: float, reach: int, depth: int) -> Cut | None:
+    found = _best_cut(thumbnails, reach) if len(thumbnails) > most and depth else None
+    if found is None:
+        return None
+    cell, middle = found
+    cut = Cut(cell, middle, reach, None, None)
+    sides = [thumbnails[side] for side in cut.sides(thumbnails)]
+    if max(map(len, sides)) >= _HELPS * len(thumbnails):
+        return None
+    left, right = (_cut(side, most, reach, depth - 1) for side in sides)
+    return replace(cut, left=left, right=right)
+
+
+def _best_cut(thumbnails: npt.NDArray[np.uint8], reach: int) -> tuple[int, float]:
+    """(cell, middle): the cell of the thumbnails whose middle parts a few of them best."""
+    some = 2 * thumbnails[:: max(1, len(thumbnails) // _SAMPLE)].astype(np.int32)
+    middle = np.median(some, axis=0)
+    larger = np.maximum((some <= middle + reach).mean(axis=0), (some >= middle - reach).mean(axis=0))
+    cell = int(np.argmin(larger))
+    return cell, float(middle[cell])
 
 
 class LooksAlike:
@@ -180,13 +245,9 @@ class LooksAlike:
 
     def split(self, places: Places) -> tuple[Places, Places] | None:
         """Cut at the middle of the thumbnails' cell that parts them best, with what is near the cut in both halves."""
-        reach = self._settings.max_cell
-        some = 2 * self._thumbnails[places[:: max(1, len(places) // _SAMPLE)]].astype(np.int32)
-        middle = np.median(some, axis=0)
-        larger = np.maximum((some <= middle + reach).mean(axis=0), (some >= middle - reach).mean(axis=0))
-        cell = int(np.argmin(larger))
-        values = 2 * self._thumbnails[places, cell].astype(np.int32)
-        left, right = places[values <= middle[cell] + reach], places[values >= middle[cell] - reach]
+        sample = self._thumbnails[places[:: max(1, len(places) // _SAMPLE)]]
+        cut = Cut(*_best_cut(sample, self._settings.max_cell), self._settings.max_cell, None, None)
+        left, right = (places[side] for side in cut.sides(self._thumbnails[places]))
         return (left, right) if max(len(left), len(right)) < _HELPS * len(places) else None
 
 
@@ -195,30 +256,15 @@ def _pixels(rows: pa.Table) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
 
 
-def _means(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """(rows, 7): brightness of the quarters, colour of the middle."""
+def _grid_cells(thumbnails: npt.NDArray[np.uint8], max_cell: int) -> tuple[npt.NDArray[np.uint64], Places]:
+    """(places, 7) cells of the grid, and (places,) the row that is in each; a row is in one or more."""
     cells = thumbnails.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float64)
     half, quarter = LOOK_SIDE // 2, LOOK_SIDE // 4
     corners = [cells[:, down : down + half, across : across + half].mean(axis=(1, 2, 3))
                for down in (0, half) for across in (0, half)]  # fmt: skip
     middle = cells[:, quarter:-quarter, quarter:-quarter].mean(axis=(1, 2))
-    return np.column_stack([*corners, middle])
-
-
-def _finer_means(thumbnails: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:
-    """(rows, 6): one colour each of six of the sixteen blocks of 2 x 2 cells; others at every level."""
-    side = LOOK_SIDE // 2
-    blocks = thumbnails.reshape(-1, side, 2, side, 2, 3).mean(axis=(2, 4)).reshape(len(thumbnails), -1)
-    # 29 has no factor in common with 48: blocks and colours far from each other come first, and none comes twice.
-    chosen = (np.arange(_FINER_MEANS * level, _FINER_MEANS * (level + 1)) * 29) % blocks.shape[1]
-    found: npt.NDArray[np.float64] = blocks[:, chosen]
-    return found
-
-
-def _grid_cells(means: npt.NDArray[np.float64], max_cell: int) -> tuple[Places, npt.NDArray[np.uint64]]:
-    """(places,) rows, and (places, means) the cell of the grid that each is in; a row is in one or more."""
     # White, the ground of so many pictures, is in the middle of a cell. A little more reach, for means are rounded.
-    means = means - 255
+    means = np.column_stack([*corners, middle]) - 255
     wide, reach = 6 * max(max_cell, 4), max_cell + 1e-6
     low, high = np.floor((means - reach / 2) / wide + 0.5), np.floor((means + reach / 2) / wide + 0.5)
     row, found = np.arange(len(means)), low
@@ -227,7 +273,7 @@ def _grid_cells(means: npt.NDArray[np.float64], max_cell: int) -> tuple[Places, 
         also = found[beside]
         also[:, column] = high[row[beside], column]
         row, found = np.concatenate([row, row[beside]]), np.concatenate([found, also])
-    return row, (found + 1024).astype(np.uint64)
+    return (found + 1024).astype(np.uint64), row
 
 
 def _contrast(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

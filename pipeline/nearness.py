@@ -32,9 +32,6 @@ class Comparison(Protocol):
 Alike = Callable[[pa.Table], Comparison]
 """From a table to the comparison of its rows."""
 
-Crowds = tuple[npt.NDArray[np.uint64], ...]
-"""Keys that too many rows have, level by level: the rows of each are parted by finer keys, of the next level."""
-
 EDGE = np.dtype([("rank", np.uint64), ("best", np.uint64), ("pair", np.uint64)])
 """A row, the best row that it is alike to, and that one's pair_id as a number."""
 

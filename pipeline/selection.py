@@ -6,7 +6,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.all_pairs import each, meet, nearest, over_spans, uncrowded
+from pipeline.all_pairs import crowds, each, meet, nearest, over_spans
 from pipeline.balance import READS, Balance, entry_counts, refused
 from pipeline.build_job import BuildJob
 from pipeline.command import console
@@ -22,13 +22,13 @@ from pipeline.decontaminate import (
 )
 from pipeline.duplicates import (
     LOOK_KEYS_A_ROW,
-    LOOK_LEVELS,
     DuplicateSettings,
     LooksAlike,
     NearDuplicates,
     exact_columns,
     exact_keys,
     look_keys,
+    part_looks,
     repeated,
     too_common,
     whole_captions,
@@ -97,7 +97,8 @@ def refuse_duplicates(pool: Pool, settings: DuplicateSettings) -> Pool:
 
 def _refuse_near_looks(pool: Pool, settings: NearDuplicates) -> Pool:
     columns, alike = (*RANKED, "hash", "thumbnail"), partial(LooksAlike, settings=settings)
-    keys = uncrowded(pool, columns, partial(look_keys, settings=settings), LOOK_LEVELS)
+    cuts = crowds(pool, columns, partial(look_keys, settings=settings), partial(part_looks, settings=settings))
+    keys = partial(look_keys, settings=settings, crowds=cuts)
     return nearest(pool, "duplicates.near", "near_duplicate", columns, keys, LOOK_KEYS_A_ROW, alike)
 
 

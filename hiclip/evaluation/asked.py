@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hiclip.data.mixture import datasets_of, fingerprint_of, mixture_of
@@ -12,6 +13,8 @@ from hiclip.evaluation.columns import AskedColumns, ask_columns
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.linear_probe import load_splits
+from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import JobError
 from pipeline.manifest import DatasetError, read_manifest
 from pipeline.storage import folder
@@ -33,6 +36,8 @@ class Asked:
     job: EvaluateJob
     model: EvaluatedModel
     contents: tuple[EvaluationSet, ...]
+    probed: tuple[tuple[EvaluationSet, EvaluationSet], ...]
+    """(train, test) of each set of the linear probe."""
     missing: dict[str, str]
     """Sets whose root is not there: name -> what was looked for. They are told of beside the results of the others."""
     datasets: tuple[str, ...]
@@ -47,7 +52,8 @@ class Asked:
         job = self.job.model_dump(mode="json", exclude=apart)
         contents = [content.fingerprint for content in self.contents]
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
-        asked = [_REVISION, job, self.model.weights, contents, sorted(self.missing), self.dataset_fingerprint]
+        probed = [content.fingerprint for splits in self.probed for content in splits]
+        asked = [_REVISION, job, self.model.weights, contents, probed, sorted(self.missing), self.dataset_fingerprint]
         return _digest(*asked, *([columns] if columns else []))
 
     def set_key(self, content: EvaluationSet) -> str:
@@ -64,6 +70,13 @@ class Asked:
             job.centre_crop,
         )
 
+    def probe_key(self, splits: tuple[EvaluationSet, EvaluationSet]) -> str:
+        """Hex sha256 of what the linear probe's numbers of one set depend on."""
+        job = self.job
+        assert job.linear_probe is not None
+        how = job.linear_probe.model_dump(mode="json", exclude={"sets"})
+        return _digest(how, *(self.set_key(content) for content in splits))
+
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
         return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)
@@ -73,6 +86,10 @@ def ask(job: EvaluateJob) -> Asked:
     """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
     model = evaluated_model(job.checkpoint)
     contents, missing = _contents(job)
+    probed, without = _probed(job)
+    if (missing or without) and not (contents or probed or job.columns):
+        name, why = next(iter((missing | without).items()))
+        raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
     lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
     lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
     named = datasets_of(job.dataset) if job.dataset else model.trained_on
@@ -89,26 +106,40 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    return Asked(job, model, contents, missing, paths, fingerprint, ask_columns(job, model))
+    return Asked(job, model, contents, probed, missing | without, paths, fingerprint, ask_columns(job, model))
 
 
 def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:
     """The sets that are there, and those that are not; one that is there and is not what it should be is an error."""
-    contents: dict[str, EvaluationSet] = {}
-    missing: dict[str, str] = {}
-    for place, settings in enumerate(job.sets):
+    there, missing = _there(job.sets)
+    contents = [settings.load() for settings in there]
+    _check_once("sets", [content.name for content in contents])
+    return tuple(contents), missing
+
+
+def _probed(job: EvaluateJob) -> tuple[tuple[tuple[EvaluationSet, EvaluationSet], ...], dict[str, str]]:
+    """The same of the linear probe's sets, in both splits."""
+    there, missing = _there(job.linear_probe.sets if job.linear_probe is not None else ())
+    splits = [load_splits(settings) for settings in there]
+    _check_once("linear_probe.sets", [test.name for _, test in splits])
+    return tuple(splits), {f"linear_probe/{name}": why for name, why in missing.items()}
+
+
+def _there(sets: Sequence[SetSettings]) -> tuple[list[SetSettings], dict[str, str]]:
+    there, missing = [], {}
+    for settings in sets:
         root = folder(settings.root)
-        if not root.exists():
+        if root.exists():
+            there.append(settings)
+        else:
             missing[getattr(settings, "called", None) or settings.name] = f"{root.root} is not there"
-            continue
-        content = settings.load()
-        if content.name in contents:
-            raise JobError(f"sets[{place}]: expected each set once, came {content.name} again; `called` renames one")
-        contents[content.name] = content
-    if missing and not contents and job.columns is None:
-        name, why = next(iter(missing.items()))
-        raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
-    return tuple(contents.values()), missing
+    return there, missing
+
+
+def _check_once(key: str, names: Sequence[str]) -> None:
+    again = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if again is not None:
+        raise JobError(f"{key}: expected each set once, came {again} again; `called` renames one")
 
 
 def _digest(*parts: object) -> str:

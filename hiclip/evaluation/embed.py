@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,12 +48,16 @@ class Embedder:
         return resolve(self.towers.settings)
 
 
+Embed = Callable[[Embedder, Sequence[bytes]], Vectors]
+"""From a batch of encoded pictures to a row each."""
+
+
 @dataclass(frozen=True)
 class EmbeddedPictures:
     """Pictures of a set as vectors."""
 
     vectors: Vectors
-    """(N, E), of length one; a row of NaN for a picture that cannot be read."""
+    """(N, E), of length one (features: as they are); a row of NaN for a picture that cannot be read."""
     sha256: str
     """Hex sha256 over the sha256 of each picture's bytes, in order: what was really looked at."""
 
@@ -69,20 +73,22 @@ def embed_pictures(
     batch: int,
     map_blocks: MapBlocks,
     what: str,
+    embed: Embed | None = None,
 ) -> Iterator[EmbeddedPictures]:
-    """For each of several sets its pictures number `rows`, each batch read where it is embedded.
+    """For each of several sets its pictures number `rows`, each batch read where it is embedded by `picture_vectors`.
 
-    One stream of blocks: while one set is measured, the batches of the next ones are under way.
+    Or by another `embed`. One stream of blocks: while one set is measured, the batches of the next ones are under way.
     """
-    width = embedder.sizes.embedding
+    width, shared = embedder.sizes.embedding, (embedder, [pictures for pictures, _ in shown], embed or picture_vectors)
     blocks = [(place, part) for place, (_, rows) in enumerate(shown) for part in cut(rows.tolist(), batch)]
-    answers = iter(map_blocks(_read_and_embed, (embedder, [pictures for pictures, _ in shown]), blocks, what))
+    answers = iter(map_blocks(_read_and_embed, shared, blocks, what))
     for _, rows in shown:
-        found, digest = [np.empty((0, width), dtype=np.float32)], hashlib.sha256()
+        found, digest = list[Vectors](), hashlib.sha256()
         for vectors, digests in itertools.islice(answers, -(-len(rows) // batch)):
             found.append(vectors)
             digest.update(digests)
-        yield EmbeddedPictures(np.concatenate(found), digest.hexdigest())
+        nothing = np.empty((0, width), dtype=np.float32)
+        yield EmbeddedPictures(np.concatenate(found) if found else nothing, digest.hexdigest())
     next(answers, None)  # whoever watches is told that this was the last one
 
 
@@ -95,17 +101,36 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], batch: int, map_blocks
 
 
 def _read_and_embed(
-    shared: tuple[Embedder, Sequence[SetPictures]], block: tuple[int, Sequence[int]]
+    shared: tuple[Embedder, Sequence[SetPictures], Embed], block: tuple[int, Sequence[int]]
 ) -> tuple[Vectors, bytes]:
-    embedder, sets = shared
+    embedder, sets, embed = shared
     place, rows = block
     encoded = sets[place].read(rows)
     digests = b"".join(hashlib.sha256(picture).digest() for picture in encoded)
-    return picture_vectors(embedder, encoded), digests
+    return embed(embedder, encoded), digests
 
 
 def picture_vectors(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:
     """One batch: B encoded pictures -> (B, E) unit vectors; NaN for one that cannot be read."""
+    return _pictures(embedder, pictures, lambda images: _unit(embedder.towers.image_tower(images).vector))
+
+
+def picture_features(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:
+    """One batch: B encoded pictures -> (B, D) what the image tower projects: CLIP's input of a linear probe.
+
+    The class token of a ViT after its last norm, the mean over the last map of a ResNet. NaN as in `picture_vectors`.
+    """
+
+    def features(images: Tensor) -> Vectors:
+        tokens = embedder.towers.image_tower(images, all_tokens=True).tokens
+        assert tokens is not None
+        found: Vectors = tokens[:, 0].float().cpu().numpy()
+        return found
+
+    return _pictures(embedder, pictures, features)
+
+
+def _pictures(embedder: Embedder, pictures: Sequence[bytes], embed: Callable[[Tensor], Vectors]) -> Vectors:
     px = embedder.sizes.image_px
     pixels = np.full((len(pictures), px, px, 3), 255, dtype=np.uint8)
     unreadable = []
@@ -115,8 +140,7 @@ def picture_vectors(embedder: Embedder, pictures: Sequence[bytes]) -> Vectors:
         except ImageError:
             unreadable.append(row)
     with _computing(embedder):
-        images = normalise(torch.from_numpy(pixels).to(embedder.device))
-        vectors = _unit(embedder.towers.image_tower(images).vector)
+        vectors = embed(normalise(torch.from_numpy(pixels).to(embedder.device)))
     vectors[unreadable] = np.nan
     return vectors
 

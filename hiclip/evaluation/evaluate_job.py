@@ -26,6 +26,17 @@ class BaselineSettings(Settings):
     """Null leaves it out; it decodes every training picture whose caption holds a label of the set."""
 
 
+class LinearProbeSettings(Settings):
+    """Which sets are probed and how; each needs a training split beside its test."""
+
+    sets: Annotated[tuple[SetSettings, ...], Field(min_length=1)]
+    """Sets of labelled pictures, see `hiclip.evaluation.sets`."""
+    features: Literal["before_projection", "embedding"] = "before_projection"
+    """What is probed: the tower's output before its projection, as CLIP did, or the unit vectors of zero-shot."""
+    held_out: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    """Share of each class's training pictures that chooses C, drawn by hash of their names."""
+
+
 class HierarchySettings(Settings):
     """Which captions become trees and which pictures are shown with their groups."""
 
@@ -78,7 +89,9 @@ class EvaluateJob(Job):
     """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
     file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it."""
     sets: tuple[SetSettings, ...] = ()
-    """Evaluation sets, see `hiclip.evaluation.sets`; none only where columns are asked for."""
+    """Evaluation sets, see `hiclip.evaluation.sets`; none only where something else is asked for."""
+    linear_probe: LinearProbeSettings | None = None
+    """Sets whose classes are read off frozen features; null probes nothing."""
     columns: ColumnsSettings | None = None
     """What to write about a dataset; null writes nothing."""
     dataset: str | None = None
@@ -100,6 +113,6 @@ class EvaluateJob(Job):
 
     @model_validator(mode="after")
     def _asks_something(self) -> EvaluateJob:
-        if not self.sets and self.columns is None:
-            raise ValueError("sets: expected one or more, or columns, came neither")
+        if not self.sets and self.columns is None and self.linear_probe is None:
+            raise ValueError("sets: expected one or more, or linear_probe, or columns, came none of them")
         return self

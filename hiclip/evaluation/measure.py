@@ -85,6 +85,17 @@ class Found(Settings):
     """(K, 5) candidates, best first."""
 
 
+class Probed(Settings):
+    """How a linear probe came by its planes."""
+
+    strength: float
+    """The C that was chosen."""
+    tried: dict[float, float]
+    """C -> share of the held-out pictures that are right."""
+    converged: bool
+    """Whether the last fit came to an end within its iterations."""
+
+
 class MeasuredSet(Settings):
     """All that is known about one model on one set."""
 
@@ -100,6 +111,8 @@ class MeasuredSet(Settings):
     """Pictures as queries, captions as candidates; null where nothing was retrieved."""
     texts_found: Found | None = None
     """The other way round."""
+    probe: Probed | None = None
+    """Of a linear probe; null otherwise."""
 
 
 def asked_metrics(content: EvaluationSet) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def results_page(
     """The whole page."""
     parts = [*_head(outcome), *_columns(outcome)]
     for content, numbers in measured:
-        parts += [f"<h2>{text(content.name)}</h2>", *_seen(content, numbers), *_numbers(numbers.results)]
+        parts += [f"<h2>{text(numbers.set)}</h2>", *_seen(content, numbers), *_numbers(numbers.results)]
         if numbers.subgroups:
             parts += _subgroups(numbers.subgroups)
         if numbers.judged is not None and content.classification is not None:

@@ -12,10 +12,11 @@ from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.columns import WrittenColumns, write_columns
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
+from hiclip.evaluation.linear_probe import probe_name
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.results_page import results_page
-from hiclip.evaluation.run_sets import measure_sets
+from hiclip.evaluation.run_sets import measure_probes, measure_sets
 from hiclip.training.checkpoint import local_files
 from hiclip.training.cost import parameters, train_flops
 from pipeline.mlflow_tracker import open_tracker
@@ -35,6 +36,8 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
         embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
         measured = measure_sets(asked, embedder, map_blocks, out)
+    with _timed("linear_probe", seconds):
+        probes = measure_probes(asked, embedder, map_blocks, out)
     written = None
     if asked.columns is not None:
         with _timed("columns", seconds):
@@ -44,8 +47,10 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         for drawing in drawings:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
-    outcome = _outcome(asked, measured, drawings, written)
-    out.write_text(REPORT, results_page(outcome, list(zip(asked.contents, measured, strict=True)), drawings))
+    outcome = _outcome(asked, [*measured, *probes], drawings, written)
+    shown = [*zip(asked.contents, measured, strict=True)]
+    shown += zip((test for _, test in asked.probed), probes, strict=True)
+    out.write_text(REPORT, results_page(outcome, shown, drawings))
     with _timed("mlflow", seconds):
         run_id = _record(asked, outcome, out)
     outcome = outcome.model_copy(update={"mlflow_run_id": run_id, "seconds": seconds})
@@ -74,7 +79,10 @@ def _outcome(
         parameters=parameters(model.settings),
         train_flops=None if state is None else state.train_flops or train_flops(model.settings, state.seen),
         dataset=asked.dataset_fingerprint,
-        sets={content.name: content.fingerprint for content in asked.contents},
+        sets={
+            **{content.name: content.fingerprint for content in asked.contents},
+            **{probe_name(test): test.fingerprint for _, test in asked.probed},
+        },
         missing=asked.missing,
         results=[result for one in measured for result in one.results],
         subgroups={one.set: one.subgroups for one in measured},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.evaluate_job import PixelNeighboursSettings
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.linear_probe import probe, probe_name
 from hiclip.evaluation.measure import (
     METRICS,
     MeasuredSet,
@@ -96,6 +98,22 @@ def _measured(
 
 def _stored(asked: Asked, content: EvaluationSet, out: Folder) -> MeasuredSet | None:
     return _read_stored(out, _set_name(asked, content), MeasuredSet)
+
+
+def measure_probes(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:
+    """The linear probe of every set; remembered likewise."""
+    job = asked.job
+
+    def compute(splits: tuple[EvaluationSet, EvaluationSet]) -> MeasuredSet:
+        assert job.linear_probe is not None
+        began = time.monotonic()
+        found = probe(job.linear_probe, splits, embedder, job.batch, map_blocks, job.seed, job.draws)
+        return found.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
+
+    return [
+        _once(out, f"sets/{probe_name(splits[1])}", asked.probe_key(splits), MeasuredSet, partial(compute, splits))
+        for splits in asked.probed
+    ]
 
 
 def measured_before(asked: Asked, content: EvaluationSet, out: Folder) -> bool:

@@ -110,9 +110,13 @@ def test_a_training_that_fails_does_not_wait(place: Path, tmp_path: Path) -> Non
     pretrain(small_job(str(tmp_path / "run"), str(place / "build")), here=True)
     slow = job_of(place, tmp_path / "run", draws=50_000_000)
     began = time.monotonic()
-    with pytest.raises(RuntimeError), Evaluations(slow, lambda *_: None, lambda _: None):
+
+    def fail() -> None:
         time.sleep(1)
         raise RuntimeError("training failed")
+
+    with pytest.raises(RuntimeError), Evaluations(slow, lambda *_: None, lambda _: None):
+        fail()
     assert time.monotonic() - began < 10
     assert not (tmp_path / "run" / FOLDER / "seen-000000000064.json").exists()
 

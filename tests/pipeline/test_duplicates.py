@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 from small_drawings import drawing, encoded
 from small_pool import small_pool, verdicts_by_name
 
-from pipeline.all_pairs import uncrowded
-from pipeline.duplicates import LOOK_LEVELS, DuplicateSettings, LooksAlike, NearDuplicates, look_keys
+from pipeline.all_pairs import crowds
+from pipeline.duplicates import LOOK_KEYS_A_ROW, DuplicateSettings, LooksAlike, NearDuplicates, look_keys, part_looks
 from pipeline.look import LOOK_BYTES, Look, look
-from pipeline.nearness import RANKED, Crowds, best_alike, refuse_the_alike, row_of
+from pipeline.nearness import RANKED, best_alike, refuse_the_alike, row_of
 from pipeline.selection import refuse_duplicates
 
 
-def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates, finer: int = 0) -> list[int]:
-    """For each look the one beside which it is refused, -1 where it stays; best first. `finer`: levels of crowds."""
+def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates, finer: float = 0.0) -> list[int]:
+    """For each look the one beside which it is refused, -1 where it stays; best first. `finer`: share of a part."""
     names = [f"{number:016x}" for number in range(len(looks))]
     columns = {
         "row": range(len(looks)), "pair_id": names,
@@ -32,10 +32,12 @@ def near_of(looks: list[tuple[int, bytes]], settings: NearDuplicates, finer: int
         "hash": pa.array([number for number, _ in looks], pa.uint64()),
         "thumbnail": pa.array([thumbnail for _, thumbnail in looks], pa.binary(LOOK_BYTES)),
     }  # fmt: skip
-    crowds: Crowds = ()
-    for _ in range(finer):  # every second key is a crowd
-        crowds = (*crowds, np.unique(np.asarray(look_keys(pa.table(columns), settings, crowds)["key"]))[::2])
-    keys = look_keys(pa.table(columns), settings, crowds)
+    keys = look_keys(pa.table(columns), settings)
+    if finer:  # every second key is a crowd
+        key = np.asarray(keys["key"])
+        cuts = {crowd: part_looks(keys.filter(pa.array(key == crowd)), finer, settings)
+                for crowd in np.unique(key)[::2].tolist()}  # fmt: skip
+        keys = look_keys(pa.table(columns), settings, {crowd: cut for crowd, cut in cuts.items() if cut is not None})
     edges = refuse_the_alike(lambda among: best_alike(keys, partial(LooksAlike, settings=settings), among))
     found = [-1] * len(looks)
     for edge in edges:
@@ -91,10 +93,10 @@ def test_blank_pictures_of_another_colour_are_not_near() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30), st.integers(0, 12), st.integers(0, 90), st.randoms(),
-    st.sampled_from((0, 1, LOOK_LEVELS)),
+    st.sampled_from((0.0, 0.3, 0.01)),
 )  # fmt: skip
 def test_keys_and_rounds_find_what_one_pass_over_all_finds(
-    numbers: list[int], max_bits: int, max_cell: int, chance: random.Random, finer: int
+    numbers: list[int], max_bits: int, max_cell: int, chance: random.Random, finer: float
 ) -> None:
     flipped = [number ^ sum(1 << bit for bit in chance.sample(range(64), chance.randint(0, 14))) for number in numbers]
     pattern = [chance.randrange(100) for _ in range(LOOK_BYTES)]
@@ -130,25 +132,28 @@ def fates(folder: Path, rows: list[dict[str, object]], settings: DuplicateSettin
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_crowd_is_parted_until_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.all_pairs._FEWEST_IN_A_CROWD", 4)
+@pytest.mark.parametrize("shards_per_span", [1, 100])
+def test_a_crowd_is_parted_until_it_fits(tmp_path: Path, shards_per_span: int) -> None:
     chance = np.random.default_rng(0)
-    noise = chance.integers(0, 256, (200, LOOK_BYTES), dtype=np.uint8)
+    noise = chance.integers(0, 256, (1000, LOOK_BYTES), dtype=np.uint8)
     rows = [
         {"pair_id": f"{number:016x}", "hash": number, "thumbnail": noise[number].tobytes(), "original_width": 9,
          "original_height": 9}
-        for number in range(200)
+        for number in range(len(noise))
     ]  # fmt: skip
-    pool = small_pool(tmp_path, rows, Look().columns, per_shard=10, shards_per_span=2)
-    columns = (*RANKED, "hash", "thumbnail")
+    pool = small_pool(tmp_path, rows, Look().columns, per_shard=100, shards_per_span=shards_per_span)
+    columns, rule = (*RANKED, "hash", "thumbnail"), NearDuplicates()
+    cuts = crowds(pool, columns, partial(look_keys, settings=rule), partial(part_looks, settings=rule), most=100)
     largest = []
-    for levels in (0, 1, LOOK_LEVELS):
-        keys = uncrowded(pool, columns, partial(look_keys, settings=NearDuplicates()), levels)
-        spread = pa.concat_tables([keys(pool.left(span, columns)) for span in range(pool.spans)])
+    for given_cuts in ({}, cuts):
+        spread = look_keys(pool.left(0, columns), rule, given_cuts)
+        for span in range(1, pool.spans):
+            spread = pa.concat_tables([spread, look_keys(pool.left(span, columns), rule, given_cuts)])
         largest.append(int(np.unique(np.asarray(spread["key"]), return_counts=True)[1].max()))
-        assert len(np.unique(np.asarray(spread["rank"]))) == 200, "nobody is lost"
-    assert largest[0] > largest[1] > largest[2]
-    assert largest[2] <= 8, "noise has no likes: at most what a crowd may have, and what spans did not tell"
+        assert len(np.unique(np.asarray(spread["rank"]))) == len(noise), "nobody is lost"
+    assert largest[0] > 300
+    assert largest[1] < 200, "from a sample: about 100"
+    assert spread.num_rows < 2.5 * len(noise) * LOOK_KEYS_A_ROW
 
 
 @pytest.mark.usefixtures("ray_session")
