@@ -115,7 +115,7 @@ class ImagenetASettings(_ImagenetFamily):
 
 
 class ImagenetRSettings(_ImagenetFamily):
-    """Keys of the set `imagenet_r`: paintings, toys and other renditions of 200 classes (Hendrycks and others, 2021)."""
+    """Keys of the set `imagenet_r`: paintings, toys, renditions of 200 classes (Hendrycks and others, 2021)."""
 
     name: Literal["imagenet_r"]
 
