@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.retrieval import Fits, IntArray
 from hiclip.evaluation.set_pictures import SetPictures
@@ -46,6 +48,13 @@ class Retrieval:
     """(M,) which of the Q pictures each caption was written for; intervals draw them together."""
     right: Fits
     """Which captions are right for a picture; usually its own, more where others say the same."""
+
+    @classmethod
+    def of_own_captions(cls, captions: Sequence[Sequence[str]]) -> Retrieval:
+        """Of Q pictures with captions each, of which only a picture's own are right."""
+        owners = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+        texts = tuple(text for own in captions for text in own)
+        return cls(np.arange(len(captions)), texts, owners, Fits.of_owners(owners, len(captions)))
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ def test_the_dry_run_prints_the_bill_and_writes_nothing(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"sets": [{"name": "imagenet", "root": "x"}]}, "sets.0.name"),
+        ({"sets": [{"name": "no_such_set", "root": "x"}]}, "sets.0.name"),
         ({"checkpoint": "runs/no/such/run"}, "no checkpoint is here"),
         ({"dataset": "runs/no/such/dataset"}, "build it first"),
         ({"chekpoint": "x"}, "did you mean 'checkpoint'?"),
