@@ -202,9 +202,10 @@ def measure(
     judged, images_found, texts_found = None, None, None
     if scores.classes is not None:
         assert content.classification is not None
-        predictions = zero_shot.predict(scores.classes, content.classification.labels)
-        results += _zero_shot_results(content.name, content.classification, predictions, seed, draws)
-        subgroups = _subgroup_results(content.classification, predictions, seed, draws)
+        asked = content.classification
+        predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
+        results += _zero_shot_results(content.name, asked, predictions, seed, draws)
+        subgroups = _subgroup_results(asked, predictions, seed, draws)
         judged = Judged(ranks=predictions.ranks.tolist(), best=predictions.best.tolist())
     if scores.captions is not None:
         assert content.retrieval is not None
@@ -229,7 +230,7 @@ def baseline_values(content: EvaluationSet, scores: Scores, without: Collection[
     if scores.classes is not None:
         asked = content.classification
         assert asked is not None
-        predictions = zero_shot.predict(scores.classes, asked.labels)
+        predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
         statistic = zero_shot.zero_shot_statistic(predictions, asked.tree)
         values |= zip(zero_shot.METRICS, statistic(np.ones((1, len(asked.labels))))[0].tolist(), strict=True)
     if scores.captions is not None:

@@ -64,14 +64,23 @@ class Predictions:
     """(N, 5) the classes with the highest scores, best first; of equal ones the first in the list."""
 
 
-def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5) -> Predictions:
+def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, names: Sequence[str] = ()) -> Predictions:
     """Ranks of the right classes and the best answers; NaN scores (an unreadable picture) are wrong: rank C + 1.
+
+    Classes of one name have one score: of ImageNet's two "missile" and two "sunglasses" the first wins, as it does in
+    everybody's argmax. Where `names` (C,) are given, such a tie is not held against the first.
 
     Example: scores [[.2, .7, .1], [.5, .5, .0]], labels [1, 0] -> ranks [1, 2], best[:, 0] = [1, 0].
     """
     classes = scores.shape[1]
     truth = scores[np.arange(len(labels)), labels]
     ranks = (scores >= truth[:, None]).sum(axis=1)  # the right class itself counts once
+    number = numbered(names)[1]
+    for first in np.flatnonzero(np.bincount(number) > 1).tolist():
+        twins = np.flatnonzero(number == first).tolist()
+        for place, twin in enumerate(twins):
+            rows = np.flatnonzero(labels == twin)
+            ranks[rows] -= (scores[rows][:, twins[place + 1 :]] == truth[rows, None]).sum(axis=1)
     unusable = np.isnan(truth)
     return Predictions(
         labels, np.where(unusable, classes + 1, ranks).astype(np.int64), highest(scores, min(top, classes))

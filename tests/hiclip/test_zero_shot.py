@@ -42,6 +42,25 @@ def test_ranks_and_ties() -> None:
     assert found.best[:2, 0].tolist() == [1, 0]
 
 
+def test_of_two_classes_of_one_name_the_first_wins() -> None:
+    scores = np.array([[0.9, 0.1, 0.9], [0.9, 0.1, 0.9], [0.2, 0.9, 0.2]])
+    labels = np.array([0, 2, 0])
+    assert predict(scores, labels).ranks.tolist() == [2, 2, 3]
+    assert predict(scores, labels, names=("missile", "rocket", "missile")).ranks.tolist() == [1, 2, 2]
+    assert predict(scores, labels, names=("a", "b", "c")).ranks.tolist() == [2, 2, 3]
+
+
+def test_a_flat_set_has_three_metrics() -> None:
+    flat = LabelTree(("cat", "dog", "frog", "pear", "fig", "oak"))
+    found = _measure(_answers(0, 0, 1, 1), [0, 0, 0, 1], flat)
+    known = {name: value for name, value in found.items() if np.isfinite(value)}
+    assert known == pytest.approx({"top1": 3 / 4, "top5": 1.0, "mean_per_class": (2 / 3 + 1) / 2})
+    chance = zero_shot_chance(np.array([0, 0, 0, 1]), flat)
+    assert chance[:3] == pytest.approx([1 / 6, 5 / 6, 1 / 6])
+    assert np.isnan(chance[3:]).all()
+    assert majority_scores(np.array([1, 1, 0]), flat).argmax(axis=1).tolist() == [1, 1, 1]
+
+
 def test_steps_up_the_label_tree() -> None:
     assert TREE.distances(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0])).tolist() == [0, 1, 2, 3]
 
