@@ -327,7 +327,7 @@ def test_the_dry_run_prints_the_bill_and_writes_nothing(
         ({"dataset": "runs/no/such/dataset"}, "build it first"),
         ({"chekpoint": "x"}, "did you mean 'checkpoint'?"),
         ({"hierarchy": {"captions": ["cat"]}}, "hierarchy.captions.0"),
-        ({"sets": [{"name": "openmoji", "root": "nowhere"}]}, "openmoji.parquet"),
+        ({"sets": [{"name": "openmoji", "root": "nowhere"}]}, "nowhere is not there"),
         ({"sets": [{"name": "openmoji", "root": "x", "templates": ["a picture"]}]}, "one {} for the label"),
     ],
 )
