@@ -18,8 +18,10 @@ from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-ScoreTile = Callable[[slice, slice], npt.NDArray[np.floating]]
-"""Scores from -1 to 1 of some rows against some columns: slices -> (rows, columns); higher is nearer."""
+Some = slice | IntArray
+"""Rows or columns of a table: a run of them, or their numbers."""
+ScoreTile = Callable[[Some, Some], npt.NDArray[np.floating]]
+"""Scores from -1 to 1 of some rows against some columns, one of both a run: (rows, columns); higher is nearer."""
 
 ROWS, COLUMNS = 1024, 8192
 """Of a tile. A score depends in its last bits on the tile that it is computed in, so the cut never varies."""
@@ -93,7 +95,7 @@ class VectorScores:
     columns: npt.NDArray[np.float32]
     """(M, E)"""
 
-    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+    def __call__(self, rows: Some, columns: Some) -> npt.NDArray[np.float32]:
         """Their products."""
         return self.rows[rows] @ self.columns[columns].T
 
@@ -105,7 +107,7 @@ class TableScores:
     table: npt.NDArray[np.floating]
     """(N, M)"""
 
-    def __call__(self, rows: slice, columns: slice) -> npt.NDArray[np.floating]:
+    def __call__(self, rows: Some, columns: Some) -> npt.NDArray[np.floating]:
         """A part of the table."""
         return self.table[rows, columns]
 
@@ -250,14 +252,14 @@ def _evenly(count: int) -> IntArray:
 
 
 def _highest_in_rows(scores: ScoreTile, rows: IntArray, candidates: int, count: int = 5) -> IntArray:
-    """(K,) rows -> (K, 5) columns of their highest scores; a run of rows at a time, all columns in turn."""
+    """(K,) rows -> (K, 5) columns of their highest scores; some rows at a time, all columns in turn."""
     found = np.empty((len(rows), min(count, candidates)), dtype=np.int64)
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
         values, places = np.empty((len(part), 0)), np.empty((len(part), 0), dtype=np.int64)
         for first in range(0, candidates, COLUMNS):
             columns = slice(first, min(first + COLUMNS, candidates))
-            tile = np.concatenate([scores(slice(row, row + 1), columns) for row in part.tolist()])
+            tile = scores(part, columns)
             top = highest(tile, min(count, tile.shape[1]))
             values = np.concatenate([values, np.take_along_axis(tile, top, axis=1)], axis=1)
             places = np.concatenate([places, top + first], axis=1)
