@@ -123,6 +123,42 @@ def _register(client: Any, run_id: str, model: Model, uri: str) -> None:
     client.create_model_version(model.name, source, run_id, tags, None, model.description, await_creation_for=None)
 
 
+def recorded_checkpoint(uri: str, name: str) -> str:
+    """Where the checkpoint lies that `runs:/RUN_ID`, `models:/NAME/VERSION`, `models:/NAME/latest` or
+    `models:/NAME@ALIAS` means. KeyError with a line for people if MLflow knows none.
+    """
+    _prepare()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with _alone(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        kind, _, which = name.partition(":/")
+        try:
+            if kind == "runs":
+                found = client.get_run(which).data.tags.get("checkpoint")
+                if found is None:
+                    raise KeyError(f"the run {which} has no tag 'checkpoint': it is no finished pretraining")
+                return str(found)
+            version = _version(client, which)
+            return str(version.tags.get("checkpoint", version.source))
+        except MlflowException as error:
+            raise KeyError(str(error).splitlines()[0]) from None
+
+
+def _version(client: Any, which: str) -> Any:
+    model, _, alias = which.partition("@")
+    if alias:
+        return client.get_model_version_by_alias(model, alias)
+    model, _, version = which.rpartition("/")
+    if version != "latest":
+        return client.get_model_version(model, version)
+    versions = client.search_model_versions(f"name='{model}'")
+    if not versions:
+        raise KeyError(f"no model is registered as {model}")
+    return max(versions, key=lambda one: int(one.version))
+
+
 def is_away(error: Exception) -> bool:
     """Whether it is the server's absence or trouble that an error tells of, and not what it was asked."""
     import requests

@@ -21,6 +21,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline import mlflow_calls
 from pipeline.jobfile import JobError, MlflowSettings
 from pipeline.mlflow_address import ANSWERS_WITHIN_S, check_reachable, reason_of, tracking_uri, without_secrets
 from pipeline.mlflow_calls import Begins, begin_record, is_away, send
@@ -85,6 +86,22 @@ def recorded_run_id(out: str) -> str | None:
     """The id of the record that an earlier run in `out` made, if there is one."""
     place = folder(out)
     return place.read_text(RUN_ID).strip() if place.exists(RUN_ID) else None
+
+
+def recorded_checkpoint(settings: MlflowSettings, out: str, name: str) -> str:
+    """Where the checkpoint lies that `runs:/RUN_ID` or `models:/NAME/VERSION` (`latest`, `models:/NAME@ALIAS`) means.
+
+    JobError if MLflow does not answer or knows none.
+    """
+    check_reachable(settings, out)
+    uri = tracking_uri(settings, out)
+    try:
+        return mlflow_calls.recorded_checkpoint(uri, name)
+    except KeyError as error:
+        raise JobError(
+            f"checkpoint: expected a run or model that MLflow at {without_secrets(uri)} knows, came {name}: "
+            f"{error.args[0]}"
+        ) from None
 
 
 class _GaveUp(Exception):

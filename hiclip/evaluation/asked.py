@@ -17,6 +17,7 @@ from hiclip.evaluation.linear_probe import load_splits
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import JobError
 from pipeline.manifest import DatasetError, read_manifest
+from pipeline.mlflow_tracker import recorded_checkpoint
 from pipeline.storage import folder
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class Asked:
 
 def ask(job: EvaluateJob) -> Asked:
     """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
-    model = evaluated_model(job.checkpoint)
+    named = job.checkpoint.startswith(("runs:/", "models:/"))
+    model = evaluated_model(recorded_checkpoint(job.mlflow, job.out, job.checkpoint) if named else job.checkpoint)
     contents, missing = _contents(job)
     probed, without = _probed(job)
     if (missing or without) and not (contents or probed or job.columns):
@@ -92,8 +94,8 @@ def ask(job: EvaluateJob) -> Asked:
         raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
     lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
     lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
-    named = datasets_of(job.dataset) if job.dataset else model.trained_on
-    datasets = named if lookers else ()
+    trained_on = datasets_of(job.dataset) if job.dataset else model.trained_on
+    datasets = trained_on if lookers else ()
     if lookers and not datasets:
         raise JobError(
             f"dataset: expected a build, for {' and '.join(lookers)}, came null; {model.root} names none. "

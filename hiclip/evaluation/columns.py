@@ -8,6 +8,7 @@ comes back, and what a finished part holds is not computed again.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -30,6 +31,8 @@ from pipeline.storage import Folder, absolute, folder
 COLUMNS = "columns.json"
 """Written last: a folder with it is whole."""
 _ROWS_PER_GROUP = 1_000  # of a part: few enough to be read for a few keys, many enough for short footers
+log = logging.getLogger(__name__)
+
 _ID_BYTES = 16  # of a pair_id
 
 
@@ -201,19 +204,32 @@ class _Maker:
 
 
 def _part(maker: _Maker, number: int) -> _Part:
-    """Makes a part unless it is there, and counts it."""
+    """Makes a part unless it is there and can be read, and counts it."""
     name = part_name(number)
-    if not maker.to.exists(name):
+    footer = _footer(maker.to, name)
+    if footer is None:
         table = _table(maker, number)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd", use_dictionary=False)
         maker.to.write_bytes(name, buffer.getvalue())
-    with maker.to.open(name) as file:
-        footer = pq.ParquetFile(file).metadata
+        buffer.seek(0)
+        footer = pq.ParquetFile(buffer).metadata
     groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
     # A row without one of the columns is without all of them; a null list counts as one null number.
     broken = sum(group.column(1).statistics.null_count for group in groups)
     return _Part(footer.num_rows, broken, maker.to.size(name))
+
+
+def _footer(to: Folder, name: str) -> pq.FileMetaData | None:
+    """What a part says of itself; None if it is not there, or damaged."""
+    if not to.exists(name):
+        return None
+    try:
+        with to.open(name) as file:
+            return pq.ParquetFile(file).metadata
+    except pa.ArrowInvalid as error:
+        log.warning("%s is damaged and made again: %s", to.join(name), str(error).splitlines()[0])
+        return None
 
 
 def _table(maker: _Maker, number: int) -> pa.Table:

@@ -87,7 +87,8 @@ class EvaluateJob(Job):
 
     checkpoint: Annotated[str, Field(min_length=1)]
     """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
-    file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it."""
+    file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it. Or what MLflow knows of:
+    runs:/RUN_ID, models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS."""
     sets: tuple[SetSettings, ...] = ()
     """Evaluation sets, see `hiclip.evaluation.sets`; none only where something else is asked for."""
     linear_probe: LinearProbeSettings | None = None

@@ -295,7 +295,7 @@ def test_the_final_model_is_registered_with_its_parents(dataset: Path, tmp_path:
 
     from hiclip.pretrain import _record_end
     from hiclip.training.run_folder import claim, finish
-    from pipeline.mlflow_tracker import open_tracker
+    from pipeline.mlflow_tracker import open_tracker, recorded_checkpoint
 
     job = small_job(str(tmp_path / "run"), str(dataset))
     claim(job)
@@ -309,6 +309,21 @@ def test_the_final_model_is_registered_with_its_parents(dataset: Path, tmp_path:
     expected = {key: str(getattr(result, key)) for key in keys}
     assert version.tags == expected | {"commit": result.commit or "not a git checkout"}
     assert version.description == f"Load it with hiclip.training.checkpoint.load_towers('{result.checkpoint}')."
+
+    # An evaluation may name it so.
+    MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").set_registered_model_alias(job.name, "best", version.version)
+    for name in (
+        f"runs:/{tracker.run_id}",
+        f"models:/{job.name}/1",
+        f"models:/{job.name}/latest",
+        f"models:/{job.name}@best",
+    ):
+        assert recorded_checkpoint(job.mlflow, job.out, name) == result.checkpoint
+    for name in ("runs:/0123", f"models:/{job.name}/7", "models:/nobody/latest", f"models:/{job.name}@worst"):
+        with pytest.raises(
+            JobError, match=f"checkpoint: expected a run or model that MLflow .* knows, came {name}: .+"
+        ):
+            recorded_checkpoint(job.mlflow, job.out, name)
 
 
 def test_the_commit_is_the_checkouts() -> None:
