@@ -36,14 +36,15 @@ _Scale = Callable[[float], float]
 
 _STYLE = """
 .dot{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:7px;vertical-align:-1px}
-.sub{display:block;font-size:12px;color:var(--soft)}
+.sub{display:block;font-size:12px;font-weight:400;color:var(--soft)}
 .sub.up{color:var(--good)}.sub.down{color:var(--bad)}
 td.lanes{width:230px}
 td.best{font-weight:700}
-tr.section td{color:var(--soft);font-size:12.5px;padding-top:16px}
 td.long{white-space:normal;text-align:left;color:var(--soft);font-size:12px;min-width:230px}
-.published td{padding-left:12px}
-.published th{white-space:normal;vertical-align:bottom;padding-left:12px}
+.published td,.published th{padding-left:14px}
+.published th{vertical-align:bottom;line-height:1.3}
+.published .apart{border-left:18px solid var(--ground)}
+.published th{white-space:normal;min-width:64px}
 td.left,th.left{text-align:left}
 .remarks{font-size:12.5px;color:var(--soft);margin:8px 0 0;padding-left:18px}
 svg text{font:12.5px system-ui,sans-serif;fill:var(--ink)}
@@ -103,8 +104,8 @@ def _glance(comparison: Comparison) -> Iterator[str]:
         kinds.append("good" if better > worse else "bad" if worse > better else "")
     yield figures(counts, kinds)
     yield (
-        "<p>Percentage points, with paired 95 % intervals. A full dot: the interval excludes zero. Top-1 of each set, "
-        "and recall at 1 in both directions of retrieval.</p>"
+        '<p style="margin-top:14px">Percentage points, with paired 95 % intervals. A full dot: the interval excludes '
+        "zero. Top-1 of each set, and recall at 1 in both directions of retrieval.</p>"
     )
     yield f'<div class="panel">{_legend(comparison)}{_forest(comparison, known)}</div>\n'
 
@@ -238,24 +239,31 @@ def _published(comparison: Comparison, published: Sequence[PublishedRow]) -> Ite
     if not rows:
         return
     columns = shown_columns(rows, comparison.columns)
+    encoders = dict.fromkeys(row.encoder or "no encoder" for row in rows)
     yield (
-        "<h2>As published</h2><p>Printed by papers and repositories, in percent (Rsum of 600), without intervals. "
-        "Other copies of the pictures, prompts, transforms and more training stand behind these numbers; the runs of "
-        "this page are above the line, for reading only.</p>"
+        f"<h2>As published <small class=soft>{text(', '.join(encoders))}</small></h2><p>Printed by papers and repositories, in "
+        "percent (Rsum of 600), without intervals. Other copies of the pictures, other prompts and transforms, and "
+        "other training may stand behind them. Left of the gap are the runs of this page.</p>"
     )
-    head = '<th>method</th><th class="left">data</th><th class="left">encoder</th>'
-    head += "".join(f"<th>{text(name)}<br>{text(title(metric))}</th>" for name, metric in columns)
-    yield f'<div class="panel published"><table><tr>{head}<th class="left">source</th></tr>'
+    sources = list(dict.fromkeys(source_text(row) for row in rows))
+    head = "".join(f"<th>{_dot(place)}{text(run.label)}</th>" for place, run in enumerate(comparison.runs)) + "".join(
+        f'<th class="{_apart(place)}">{text(row.method)}<br><small>{text(row.data)} '
+        f"[{sources.index(source_text(row)) + 1}]</small></th>"
+        for place, row in enumerate(rows)
+    )
+    yield f'<div class="panel published"><table><tr><th></th>{head}</tr>'
     by_column = {(line.set, line.metric): line for line in comparison.lines}
-    for place, run in enumerate(comparison.runs):
-        results = [by_column[column].results[place] for column in columns]
+    for name, metric in columns:
+        results = by_column[name, metric].results
         cells = "".join(f"<td>{number(one.value, one.unit) if one else '–'}</td>" for one in results)
-        yield f'<tr><td colspan="3">{_dot(place)}{text(run.label)}</td>{cells}<td class="long">this page</td></tr>'
-    yield f'<tr class="section"><td colspan="{len(columns) + 4}">as published</td></tr>'
-    for row in rows:
-        cells = "".join(f"<td>{printed(row, name, metric)}</td>" for name, metric in columns)
-        yield (
-            f'<tr><td>{text(row.method)}</td><td class="left">{text(row.data)}</td><td class="left">{text(row.encoder)}'
-            f'</td>{cells}<td class="long">{text(source_text(row))}</td></tr>'
+        cells += "".join(
+            f'<td class="{_apart(place)}">{printed(row, name, metric)}</td>' for place, row in enumerate(rows)
         )
-    yield "</table></div>\n"
+        yield f"<tr><td>{text(name)}, {text(title(metric))}</td>{cells}</tr>"
+    listed = "".join(f"<li>{text(source)}</li>" for source in sources)
+    yield f'</table><ol class="remarks">{listed}</ol></div>\n'
+
+
+def _apart(place: int) -> str:
+    """The first published column stands off the runs'."""
+    return "apart" if place == 0 else ""

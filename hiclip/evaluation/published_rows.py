@@ -53,8 +53,36 @@ def chosen_rows(encoder: str, data: str) -> tuple[PublishedRow, ...]:
 
 
 def rows_with(rows: Sequence[PublishedRow], columns: Sequence[tuple[str, str]]) -> list[PublishedRow]:
-    """The rows that have a number in any of the columns (set, metric)."""
-    return [row for row in rows if any(row.values.get(name, {}).get(metric) is not None for name, metric in columns)]
+    """The rows that have a number in any of the columns (set, metric).
+
+    Tables of one source are joined into one row of a model; a source that only repeats another's numbers is left out.
+    """
+    joined: dict[tuple[str, str, str | None, str | None], PublishedRow] = {}
+    for row in rows:
+        if _numbers(row, columns):
+            key = (row.source, row.method, row.data, row.encoder)
+            joined[key] = _joined(joined[key], row) if key in joined else row
+    found: list[PublishedRow] = []
+    for row in joined.values():
+        same = [one for one in found if (one.method, one.data, one.encoder) == (row.method, row.data, row.encoder)]
+        if not any(_numbers(row, columns).items() <= _numbers(one, columns).items() for one in same):
+            found.append(row)
+    return found
+
+
+def _numbers(row: PublishedRow, columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    cells = {(name, metric): row.values.get(name, {}).get(metric) for name, metric in columns}
+    return {cell: value for cell, value in cells.items() if value is not None}
+
+
+def _joined(first: PublishedRow, second: PublishedRow) -> PublishedRow:
+    """Two tables' rows of one model as one; where both have a cell they agree, which a test holds."""
+    values = {name: dict(metrics) for name, metrics in first.values.items()}
+    for name, metrics in second.values.items():
+        values.setdefault(name, {}).update({metric: one for metric, one in metrics.items() if one is not None})
+    table = "; ".join(dict.fromkeys((first.table, second.table)))
+    note = "; ".join(note for note in dict.fromkeys((first.note, second.note)) if note)
+    return first.model_copy(update={"values": values, "table": table, "note": note})
 
 
 def _folded(name: str | None) -> str:

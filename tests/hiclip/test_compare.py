@@ -172,6 +172,7 @@ def test_the_command_writes_page_markdown_and_csv(
     assert _run("--compare", str(two[0]), str(two[1]), "--published", "vit-b/16", "yfcc15m-v2", "--draws", "100") == 0
     page = (two[0] / "compare/compare.html").read_text()
     assert "PyramidCLIP" in page
+    assert "ViT-B/16" in page
     assert "ViT-B/32" not in page
 
 
