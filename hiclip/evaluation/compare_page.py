@@ -45,6 +45,8 @@ td.long{white-space:normal;text-align:left;color:var(--soft);font-size:12px;min-
 .published th{vertical-align:bottom;line-height:1.3}
 .published .apart{border-left:18px solid var(--ground)}
 .published th{white-space:normal;min-width:64px}
+.published th.run{white-space:nowrap}
+.published :has(+.apart){padding-right:10px}
 td.left,th.left{text-align:left}
 .remarks{font-size:12.5px;color:var(--soft);margin:8px 0 0;padding-left:18px}
 svg text{font:12.5px system-ui,sans-serif;fill:var(--ink)}
@@ -241,12 +243,13 @@ def _published(comparison: Comparison, published: Sequence[PublishedRow]) -> Ite
     columns = shown_columns(rows, comparison.columns)
     encoders = dict.fromkeys(row.encoder or "no encoder" for row in rows)
     yield (
-        f"<h2>As published <small class=soft>{text(', '.join(encoders))}</small></h2><p>Printed by papers and repositories, in "
-        "percent (Rsum of 600), without intervals. Other copies of the pictures, other prompts and transforms, and "
-        "other training may stand behind them. Left of the gap are the runs of this page.</p>"
+        f"<h2>As published <small class=soft>{text(', '.join(encoders))}</small></h2><p>Printed by papers and "
+        "repositories, in percent (Rsum of 600), without intervals. Other copies of the pictures, other prompts and "
+        "transforms, and other training may stand behind them. Left of the gap are the runs of this page.</p>"
     )
     sources = list(dict.fromkeys(source_text(row) for row in rows))
-    head = "".join(f"<th>{_dot(place)}{text(run.label)}</th>" for place, run in enumerate(comparison.runs)) + "".join(
+    head = "".join(f'<th class="run">{_dot(place)}{text(run.label)}</th>' for place, run in enumerate(comparison.runs))
+    head += "".join(
         f'<th class="{_apart(place)}">{text(row.method)}<br><small>{text(row.data)} '
         f"[{sources.index(source_text(row)) + 1}]</small></th>"
         for place, row in enumerate(rows)

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback_s3 import bucket
+from small_checkpoint import small_checkpoint, small_openmoji
 from small_evaluation import small_evaluation, small_scores, small_set
 
 from hiclip.evaluate import main
 from hiclip.evaluation import retrieval, zero_shot
+from hiclip.evaluation.asked import ask
 from hiclip.evaluation.averages import BY_CLASS, ELEVEN, eleven_sets
+from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.bootstrap import estimate
 from hiclip.evaluation.compare import (
     NOT_SAME_PICTURES,
@@ -29,9 +33,13 @@ from hiclip.evaluation.compare import (
 )
 from hiclip.evaluation.compare_page import compare_page
 from hiclip.evaluation.compare_tables import comparison_markdown, difference_text
+from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.result_tables import results_csv, results_markdown
+from hiclip.evaluation.run_evaluation import evaluate
+from pipeline.jobfile import make_job
+from pipeline.storage import folder
 
 
 def _compared(*places: Path) -> tuple[Comparison, dict[tuple[str, str], Line]]:
@@ -165,7 +173,7 @@ def test_the_command_writes_page_markdown_and_csv(
     assert "| HiCLIP | YFCC15M-V2 | ViT-B/32 |" in markdown, "published rows of the default encoder and data"
     page = (out / "compare.html").read_text()
     assert page.count("<h3>") == 2
-    assert "as published" in page
+    assert "As published" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "nan" not in page.lower().replace("nance", "")
 
@@ -220,6 +228,37 @@ def test_mistakes_end_in_one_line(two: tuple[Path, Path], tmp_path: Path, capsys
 )
 def test_differences_in_words(numbers: tuple[float, float, float], unit: str, expected: str) -> None:
     assert difference_text(Difference(*numbers), unit) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
+    """What an evaluation writes is what a comparison reads; two checkpoints of one model, untrained alike."""
+    small_openmoji(tmp_path / "crawl")
+    with bucket("compared") as address:
+        for seed in (3, 4):
+            checkpoint = small_checkpoint(tmp_path / f"run{seed}", "gone", "0" * 64, seed=seed)
+            content = {
+                "name": f"seed-{seed}",
+                "out": f"{address}/{seed}",
+                "mlflow": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"},
+                "checkpoint": str(checkpoint),
+                "sets": [{"name": "openmoji", "root": str(tmp_path / "crawl"), "retrieval_pairs": 20}],
+                "baselines": {"pixel_neighbours": None},
+                "hierarchy": None,
+                "draws": 100,
+            }
+            job = make_job(content, EvaluateJob, "small job")
+            evaluate(ask(job), map_here, folder(job.out))
+        comparison = compare(read_runs([f"{address}/3", f"{address}/4"]), draws=100)
+    known = {line.metric: line.differences[1] for line in comparison.lines}
+    paired = {metric for metric, one in known.items() if isinstance(one, Difference)}
+    assert paired == {*zero_shot.METRICS[: zero_shot.FLAT], *retrieval.METRICS} - {"loss"}
+    assert {one for metric, one in known.items() if metric not in paired} == {NOT_STORED}
+    for line in comparison.lines:
+        difference, (first, second) = line.differences[1], line.results
+        if isinstance(difference, Difference):
+            assert difference.value == pytest.approx(second.value - first.value, abs=1e-9)
+    assert "openmoji" in compare_page(comparison)
 
 
 def _top1(name: str, value: float, metric: str = "top1") -> Result:
