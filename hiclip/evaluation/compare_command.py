@@ -20,6 +20,7 @@ from hiclip.evaluation.compare_tables import (
 )
 from hiclip.evaluation.published_rows import DEFAULT_DATA, DEFAULT_ENCODER, chosen_rows
 from pipeline.command import console, program, run_to_end
+from pipeline.jobfile import InputError
 from pipeline.storage import folder
 
 PAGE, MARKDOWN, CSV = "compare.html", "compare.md", "compare.csv"
@@ -38,10 +39,12 @@ def compare_command(argv: Sequence[str]) -> NoReturn:
                         help="which published rows stand beside; without it %(default)s")  # fmt: skip
     parser.add_argument("--draws", type=int, default=1000, help="resamples behind each interval")
     given = parser.parse_args(argv)
-    run_to_end(parser.prog, lambda: _compare(given.compare, given.out, given.published, max(100, given.draws)))
+    run_to_end(parser.prog, lambda: _compare(given.compare, given.out, given.published, given.draws))
 
 
 def _compare(paths: Sequence[str], out: str | None, published: Sequence[str], draws: int) -> str:
+    if draws < 100:
+        raise InputError(f"--draws: expected 100 or more, came {draws}")
     rows = chosen_rows(*published)
     runs = read_runs(paths)
     comparison = compare(runs, draws=draws)

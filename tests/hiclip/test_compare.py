@@ -207,6 +207,7 @@ def test_mistakes_end_in_one_line(two: tuple[Path, Path], tmp_path: Path, capsys
         ([str(two[0]), str(tmp_path / "nowhere")], "expected the folder of a finished evaluation"),
         ([str(two[0]), str(tmp_path / "pretrain")], "is no evaluation's result"),
         ([str(two[0])], "expected 2 to 8 folders"),
+        ([str(two[0]), str(two[0]), "--draws", "5"], "--draws: expected 100 or more, came 5"),
         ([str(two[0]), str(two[0])], "expected different folders"),
         ([str(two[0]), str(two[0].parent / "x"), "--published", "ViT-Z", "CC3M"], "--published: expected one of"),
     ]:
