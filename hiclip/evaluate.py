@@ -1,5 +1,6 @@
 """Measures a checkpoint, draws its hierarchies, writes columns about a dataset:
-`python -m hiclip.evaluate JOB.yaml [key.path=value ...] [--dry-run]`.
+`python -m hiclip.evaluate JOB.yaml [key.path=value ...] [--dry-run]`; or sets finished evaluations side by side:
+`python -m hiclip.evaluate --compare RUN RUN [RUN ...] [--out FOLDER]`.
 
 The same command again takes what was computed before; a finished evaluation says so and computes nothing.
 """
@@ -7,6 +8,7 @@ The same command again takes what was computed before; a finished evaluation say
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 _JOINED_AS = {"clip_score": "float", "embedding": "floats"}
 """Type of each column in the words of `joined_columns`."""
+
+
+_EPILOG = "Finished evaluations side by side: --compare RUN RUN [RUN ...], see --compare --help."
 
 
 def _plan(job: EvaluateJob) -> RenderableType:
@@ -96,7 +101,12 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command, with the arguments of the process unless others are given."""
-    run_command(EvaluateJob, _plan, _run, argv)
+    given = sys.argv[1:] if argv is None else argv
+    if "--compare" in given:
+        from hiclip.evaluation.compare_command import compare_command
+
+        compare_command(given)
+    run_command(EvaluateJob, _plan, _run, given, epilog=_EPILOG)
 
 
 if __name__ == "__main__":

@@ -61,16 +61,16 @@ def run_command(
     run: Callable[[J], str],
     argv: Sequence[str] | None = None,
     instead: Mapping[str, Instead[J]] | None = None,
+    epilog: str | None = None,
 ) -> NoReturn:
     """Runs one command of the job type `kind` and ends the process.
 
     `plan` returns what `--dry-run` prints; `run` returns the path of the run's result.json. `instead`: what else the
     command does with a job, by the option that asks for it; the docstring's first sentence is the option's help. All
     may raise InputError, which becomes one line on standard error and exit code 2, or EndedEarlyError, with an exit
-    code of its own; anything else is a fault of ours: traceback, exit code 1.
+    code of its own; anything else is a fault of ours: traceback, exit code 1. `epilog` ends the help.
     """
-    main = sys.modules["__main__"].__spec__  # None where a file is run by its path
-    parser = argparse.ArgumentParser(prog=main.name if main else None, description=sys.modules[kind.__module__].__doc__)
+    parser = argparse.ArgumentParser(prog=program(), description=sys.modules[kind.__module__].__doc__, epilog=epilog)
     parser.add_argument("job", help="the job file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes one key of the job")
     parser.add_argument("--keys", nargs="?", const="", metavar="PATH", action=_keys_action(kind), help=_KEYS_HELP)
@@ -84,20 +84,36 @@ def run_command(
     parser.set_defaults(run=run)
     # intermixed: `JOB.yaml --dry-run model.width=128` and any other order mean the same
     given = parser.parse_intermixed_args(argv)
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
+
+    def act() -> str | None:
         job = read_job(given.job, given.overrides, kind)
         if given.dry_run:
             console.print(plan(job))
-        else:
-            result = given.run(job)
-            sys.stdout.flush()
-            if result is not None:
-                print(f"result: {result}", flush=True)
+            return None
+        result: str | None = given.run(job)
+        return result
+
+    run_to_end(parser.prog, act)
+
+
+def program() -> str | None:
+    """The command's name as `python -m` was given it; None where a file is run by its path."""
+    main = sys.modules["__main__"].__spec__
+    return main.name if main else None
+
+
+def run_to_end(prog: str, act: Callable[[], str | None]) -> NoReturn:
+    """Runs what a command does, prints the path that it returns, and ends the process as `run_command` says."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        result = act()
+        sys.stdout.flush()
+        if result is not None:
+            print(f"result: {result}", flush=True)
     except (InputError, EndedEarlyError) as error:
         sys.stdout.flush()
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, EndedEarlyError) else 2)
     sys.exit(0)
 

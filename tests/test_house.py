@@ -24,6 +24,7 @@ LAYERS = [
     ("pipeline.build", 6),
     ("hiclip.pretrain", 6),
     ("hiclip.evaluate", 6),
+    ("hiclip.export", 6),
     ("hiclip.scale", 6),
     ("hiclip.training.ray_workers", 5),
     ("hiclip.scaling.ray_sweep", 5),

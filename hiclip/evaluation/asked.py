@@ -22,7 +22,7 @@ from pipeline.storage import folder
 
 log = logging.getLogger(__name__)
 
-_REVISION = 3
+_REVISION = 4
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
 _WITHOUT = {
     "baselines.pixel_neighbours": "baselines.pixel_neighbours=null",

@@ -92,7 +92,9 @@ def probe(
         set=probe_name(test),
         results=_results(probe_name(test), test.classification, scores, seed, draws),
         seen=SeenPictures(count=len(asked.vectors), broken=asked.broken, sha256=asked.sha256),
-        judged=Judged(ranks=predictions.ranks.tolist(), best=predictions.best.tolist()),
+        judged=Judged(
+            ranks=predictions.ranks.tolist(), best=predictions.best.tolist(), labels=predictions.labels.tolist()
+        ),
         probe=Probed(strength=strength, tried=tried, converged=fitted.converged),
     )
 

@@ -72,6 +72,8 @@ class Judged(Settings):
     """(N,) place of the right class."""
     best: list[list[int]]
     """(N, 5) classes, best first."""
+    labels: list[int] = Field(default_factory=list)
+    """(N,) right class of each; empty in what earlier versions stored."""
 
 
 class Found(Settings):
@@ -83,6 +85,9 @@ class Found(Settings):
     """(K,) queries whose best candidates are here."""
     best: list[list[int]]
     """(K, 5) candidates, best first."""
+    owners: list[int] = Field(default_factory=list)
+    """(M,) of captions: the picture that each was written for; empty of pictures, and in what earlier versions stored.
+    """
 
 
 class Probed(Settings):
@@ -206,13 +211,15 @@ def measure(
         predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
         results += _zero_shot_results(content.name, asked, predictions, seed, draws)
         subgroups = _subgroup_results(asked, predictions, seed, draws)
-        judged = Judged(ranks=predictions.ranks.tolist(), best=predictions.best.tolist())
+        judged = Judged(
+            ranks=predictions.ranks.tolist(), best=predictions.best.tolist(), labels=predictions.labels.tolist()
+        )
     if scores.captions is not None:
         assert content.retrieval is not None
         right = content.retrieval.right
         images, texts = retrieval.answers(scores.captions, right, scores.logit_scale, map_blocks, content.name)
         results += _retrieval_results(content.name, content.retrieval, images, texts, seed, draws)
-        images_found, texts_found = _found(images), _found(texts)
+        images_found, texts_found = _found(images), _found(texts, content.retrieval.owners.tolist())
     return MeasuredSet(
         set=content.name,
         results=results,
@@ -241,8 +248,9 @@ def baseline_values(content: EvaluationSet, scores: Scores, without: Collection[
     return {metric: value for metric, value in values.items() if metric not in without and np.isfinite(value)}
 
 
-def _found(answers: Answers) -> Found:
-    return Found(ranks=answers.ranks.tolist(), shown=answers.shown.tolist(), best=answers.best.tolist())
+def _found(answers: Answers, owners: Sequence[int] = ()) -> Found:
+    shown, best = answers.shown.tolist(), answers.best.tolist()
+    return Found(ranks=answers.ranks.tolist(), shown=shown, best=best, owners=list(owners))
 
 
 def _zero_shot_results(

@@ -1,0 +1,83 @@
+"""An exported model, read with torch and safetensors alone: a folder that `python -m hiclip.export` wrote.
+
+weights.safetensors    the towers' weights and the logit scale, fp32
+config.json            what the model is, and how pictures and captions are given to it; written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from hiclip.model.sizes import ModelSettings, resolve
+from hiclip.model.two_towers import TwoTowers
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+FORMAT = 1
+_NAMED = 4
+"""Names that an error lists before it only counts."""
+
+
+def config_of(settings: ModelSettings) -> dict[str, Any]:
+    """What `config.json` says of the model, so that `load` builds it again."""
+    return {"format": FORMAT, "model": asdict(settings)}
+
+
+def load(path: str) -> TwoTowers:
+    """The towers of the export in the folder `path`, in evaluation mode on CPU.
+
+    Nothing is read that could run code. Raises ValueError, in one line, that names what is missing or does not fit.
+    """
+    place = Path(path)
+    towers = TwoTowers(_settings(place / CONFIG))
+    file = place / WEIGHTS
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    own = towers.state_dict()
+    misshapen = [
+        f"{name} ({tuple(weights[name].shape)}, expected {tuple(own[name].shape)})"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    faults = {"missing": own.keys() - weights.keys(), "unknown": weights.keys() - own.keys(), "misshapen": misshapen}
+    said = "; ".join(f"{what}: {_listed(names)}" for what, names in faults.items() if names)
+    if said:
+        raise ValueError(f"{file}: the weights are not those of the model in {CONFIG}; {said}")
+    towers.load_state_dict(weights)
+    return towers.eval()
+
+
+def _settings(file: Path) -> ModelSettings:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: is not there; an export without it was not finished") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{file}: expected format {FORMAT} and the keys of a model, came something else")
+    known = {field.name for field in fields(ModelSettings)}
+    if model.keys() != known:
+        raise ValueError(f"{file}: expected the model's keys, differing: {_listed(model.keys() ^ known)}")
+    if isinstance(model["hierarchy_layers"], list):
+        model["hierarchy_layers"] = tuple(model["hierarchy_layers"])
+    settings = ModelSettings(**model)
+    try:
+        resolve(settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: no such model: {error}") from None
+    return settings
+
+
+def _listed(names: Collection[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(sorted(names)[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
