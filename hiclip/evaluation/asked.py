@@ -12,6 +12,7 @@ from hiclip.evaluation.columns import AskedColumns, ask_columns
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.heads.measure_heads import AskedHead, ask_head
 from pipeline.jobfile import JobError
 from pipeline.manifest import read_manifest
 
@@ -36,6 +37,7 @@ class Asked:
     """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
     columns: AskedColumns | None
+    heads: tuple[AskedHead, ...] = ()
 
     @property
     def key(self) -> str:
@@ -45,7 +47,8 @@ class Asked:
         contents = [content.fingerprint for content in self.contents]
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
         asked = [_REVISION, job, self.model.weights, contents, self.dataset_fingerprint]
-        return _digest(*asked, *([columns] if columns else []))
+        heads = [head.fingerprint for head in self.heads]
+        return _digest(*asked, *([columns] if columns else []), *([heads] if heads else []))
 
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""
@@ -86,7 +89,8 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model))
+    heads = tuple(ask_head(settings) for settings in job.heads)
+    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model), heads)
 
 
 def _digest(*parts: object) -> str:

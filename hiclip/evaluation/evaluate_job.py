@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hiclip.data.images import CENTRE_CROP
+from hiclip.evaluation.heads import HeadSettings
+from hiclip.evaluation.heads.head_task import head_label
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import Job, Number, Settings
 
@@ -78,7 +80,9 @@ class EvaluateJob(Job):
     """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
     file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it."""
     sets: tuple[SetSettings, ...] = ()
-    """Evaluation sets, see `hiclip.evaluation.sets`; none only where columns are asked for."""
+    """Evaluation sets, see `hiclip.evaluation.sets`; none only where columns or heads are asked for."""
+    heads: tuple[HeadSettings, ...] = ()
+    """Heads to train on the towers and to measure, see `hiclip.evaluation.heads`; each set once a mode and inputs."""
     columns: ColumnsSettings | None = None
     """What to write about a dataset; null writes nothing."""
     dataset: str | None = None
@@ -100,6 +104,10 @@ class EvaluateJob(Job):
 
     @model_validator(mode="after")
     def _asks_something(self) -> EvaluateJob:
-        if not self.sets and self.columns is None:
-            raise ValueError("sets: expected one or more, or columns, came neither")
+        if not self.sets and not self.heads and self.columns is None:
+            raise ValueError("sets: expected one or more, or heads, or columns, came none")
+        labels = [head_label(head) for head in self.heads]
+        twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
+        if twice is not None:
+            raise ValueError(f"heads: expected each set once a mode and inputs, came {twice} twice")
         return self

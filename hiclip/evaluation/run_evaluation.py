@@ -11,6 +11,7 @@ from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.columns import WrittenColumns, write_columns
 from hiclip.evaluation.embed import Embedder
+from hiclip.evaluation.heads.measure_heads import HeadMeasurer, MeasuredHead
 from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
@@ -35,6 +36,11 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
         embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
         measured = measure_sets(asked, embedder, map_blocks, out)
+    heads: list[MeasuredHead] = []
+    if asked.heads:
+        with _timed("heads", seconds):
+            measurer = HeadMeasurer(embedder, asked.model.weights, map_blocks, out, job.seed, job.batch, job.draws)
+            heads = [measurer.measure(head) for head in asked.heads]
     written = None
     if asked.columns is not None:
         with _timed("columns", seconds):
@@ -44,8 +50,8 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         for drawing in drawings:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
-    outcome = _outcome(asked, measured, drawings, written)
-    out.write_text(REPORT, results_page(outcome, list(zip(asked.contents, measured, strict=True)), drawings))
+    outcome = _outcome(asked, measured, heads, drawings, written)
+    out.write_text(REPORT, results_page(outcome, list(zip(asked.contents, measured, strict=True)), drawings, heads))
     with _timed("mlflow", seconds):
         run_id = _record(asked, outcome, out)
     outcome = outcome.model_copy(update={"mlflow_run_id": run_id, "seconds": seconds})
@@ -61,7 +67,11 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _outcome(
-    asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing], columns: WrittenColumns | None
+    asked: Asked,
+    measured: Sequence[MeasuredSet],
+    heads: Sequence[MeasuredHead],
+    drawings: Sequence[Drawing],
+    columns: WrittenColumns | None,
 ) -> Outcome:
     model, state = asked.model, asked.model.state
     return Outcome(
@@ -74,8 +84,10 @@ def _outcome(
         parameters=parameters(model.settings),
         train_flops=None if state is None else state.train_flops or train_flops(model.settings, state.seen),
         dataset=asked.dataset_fingerprint,
-        sets={content.name: content.fingerprint for content in asked.contents},
-        results=[result for one in measured for result in one.results],
+        sets={content.name: content.fingerprint for content in asked.contents}
+        | {head.label: head.fingerprint for head in asked.heads},
+        results=[result for one in measured for result in one.results]
+        + [result for head in heads for result in head.results],
         subgroups={one.set: one.subgroups for one in measured},
         pictures=[f"{drawing.name}.png" for drawing in drawings],
         tree=next((drawing.text for drawing in drawings if drawing.text), ""),

@@ -150,6 +150,11 @@ class HeadSetting(Protocol):
         ...
 
 
+def head_label(settings: HeadSetting) -> str:
+    """A head's name among the results: set, mode and, if it is not both, what it is shown."""
+    return f"{settings.name}-{settings.train.label}"
+
+
 class Numbered:
     """Gives each of the texts that it meets a number, in the order of meeting."""
 

@@ -18,7 +18,7 @@ from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, estimate, weighted_mean
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.heads.head_settings import HeadTraining
-from hiclip.evaluation.heads.head_task import HeadSetting, HeadTask
+from hiclip.evaluation.heads.head_task import HeadSetting, HeadTask, head_label
 from hiclip.evaluation.heads.train_head import (
     EpochRow,
     Features,
@@ -28,7 +28,6 @@ from hiclip.evaluation.heads.train_head import (
     head_task_features,
     train_head,
 )
-from hiclip.evaluation.measure import SeenPictures
 from hiclip.evaluation.result import Result, results_of
 from hiclip.evaluation.retrieval import IntArray
 from pipeline.jobfile import Settings
@@ -46,7 +45,7 @@ class AskedHead:
     """A head that a job asks for, its questions read."""
 
     label: str
-    """Its name among the results: set, mode and, if it is not both, what it is shown."""
+    """Its name among the results."""
     training: HeadTraining
     task: HeadTask
     fingerprint: str
@@ -58,12 +57,12 @@ class MeasuredHead(Settings):
 
     set: str
     results: list[Result]
-    seen: SeenPictures | None
-    """Of the pictures that were measured; null for a head that is shown none."""
     questions: int
     """That the results are over."""
-    learnt: int
-    """That it was trained on."""
+    pictures: int
+    """That they are about."""
+    broken: int
+    """Of these, pictures that cannot be read; their questions are scored as wrong. 0 where the head is shown none."""
     answers: int
     """That it chooses among."""
     left_out: int
@@ -80,7 +79,7 @@ class MeasuredHead(Settings):
 def ask_head(settings: HeadSetting) -> AskedHead:
     """Reads a head's questions. DatasetError for what is missing or is not what it should be."""
     task = settings.load()
-    return AskedHead(f"{settings.name}-{settings.train.label}", settings.train, task, task.fingerprint)
+    return AskedHead(head_label(settings), settings.train, task, task.fingerprint)
 
 
 @dataclass
@@ -124,7 +123,8 @@ class HeadMeasurer:
         parts = [task.measured] if task.submission is None else [task.measured, task.submission.questions]
         features = features_after(training, model, parts, self.batch, self.map_blocks, f"{asked.label}: measured")
         guesses = answers_of(model.head, features, task.measured)
-        submission = None
+        shown = np.unique(task.measured.pictures)
+        images, submission = features.image(shown), None
         if task.submission is not None:
             submission = f"{name}/{task.submission.file}"
             given = answers_of(model.head, features, task.submission.questions)
@@ -132,9 +132,9 @@ class HeadMeasurer:
         measured = MeasuredHead(
             set=asked.label,
             results=head_results(asked.label, task, guesses, self.seed, self.draws),
-            seen=_seen(features),
             questions=len(task.measured),
-            learnt=len(task.train),
+            pictures=len(shown),
+            broken=0 if images is None else int(np.isnan(images[:, 0]).sum()),
             answers=len(task.answers),
             left_out=task.left_out,
             epochs=progress.epochs,
@@ -165,12 +165,6 @@ class HeadMeasurer:
         if len(shown) == 1:
             return first
         return replace(first, texts=self.known[asked.fingerprint, "text"].texts)
-
-
-def _seen(features: Features) -> SeenPictures | None:
-    if features.images is None:
-        return None
-    return SeenPictures(count=len(features.images), broken=features.broken, sha256=features.sha256)
 
 
 def head_results(label: str, task: HeadTask, guesses: IntArray, seed: int, draws: int) -> list[Result]:

@@ -39,6 +39,7 @@ from hiclip.training.checkpoint import local_files
 from hiclip.training.optimizer import OptimizerSettings, optimizer_state, parameter_groups, set_optimizer_state
 from hiclip.training.schedule import ScheduleSettings, rate_factor_of_step
 from pipeline.jobfile import JobError, Settings
+from pipeline.manifest import DatasetError
 from pipeline.storage import Folder, StorageError
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,6 @@ class Features:
     """(T,) likewise."""
     texts: Vectors | None
     """(T, E)"""
-    sha256: str = ""
-    """Of the pictures, see `EmbeddedPictures`."""
 
     def image(self, pictures: IntArray) -> Vectors | None:
         """(B,) pictures -> (B, E)."""
@@ -70,17 +69,14 @@ class Features:
         """(B,) texts -> (B, E)."""
         return None if self.texts is None else self.texts[np.searchsorted(self.text_rows, texts)]
 
-    @property
-    def broken(self) -> int:
-        """Pictures that cannot be fetched or decoded."""
-        return 0 if self.images is None else int(np.isnan(self.images[:, 0]).sum())
-
 
 class EpochRow(Settings):
     """What became of one epoch."""
 
     loss: float
     """Mean over the questions that were learnt."""
+    learnt: int
+    """Questions; the pictures of the others cannot be read."""
     choose: float
     """Accuracy on the questions that choose the epoch."""
     seconds: float
@@ -105,6 +101,17 @@ class TrainingState:
     """Epochs done."""
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LearntEpoch:
+    """What one epoch did."""
+
+    state: TrainingState
+    loss: float
+    """Mean over the questions that were learnt."""
+    questions: int
+    """How many they were."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +157,13 @@ def head_task_features(
     """Vectors of all that some questions are about, each picture and text once; only the sides that a head is shown."""
     picture_rows = np.unique(np.concatenate([part.pictures for part in questions]))
     text_rows = np.unique(np.concatenate([part.texts for part in questions]))
-    images, texts, sha256 = None, None, ""
+    images, texts = None, None
     if settings.inputs != "text":
-        found = embed_pictures(embedder, task.pictures, picture_rows, batch, map_blocks, f"{what}: pictures")
-        images, sha256 = found.vectors, found.sha256
+        images = embed_pictures(embedder, task.pictures, picture_rows, batch, map_blocks, f"{what}: pictures").vectors
     if settings.inputs != "image":
         said = [task.texts[row] for row in text_rows.tolist()]
         texts = embed_texts(embedder, said, batch, map_blocks, f"{what}: texts")
-    return Features(picture_rows, images, text_rows, texts, sha256)
+    return Features(picture_rows, images, text_rows, texts)
 
 
 def answers_of(head: FusionHead, features: Features, questions: Questions) -> IntArray:
@@ -186,17 +192,26 @@ def train_head(training: Training, batch: int, map_blocks: MapBlocks, place: Fol
     while state.epoch < epochs:
         began = time.monotonic()
         what = f"{training.label}: epoch {state.epoch + 1} of {epochs}"
-        ((state, loss),) = map_blocks(train_epoch, training, [state], what)
+        (learnt,) = map_blocks(train_epoch, training, [state], what)
+        state = learnt.state
         accuracy = _accuracy(training, state, batch, map_blocks, what)
-        row = EpochRow(loss=loss, choose=accuracy, seconds=round(time.monotonic() - began, 3))
+        row = EpochRow(
+            loss=learnt.loss,
+            learnt=learnt.questions,
+            choose=accuracy,
+            seconds=round(time.monotonic() - began, 3),
+        )
         progress = Progress(epochs=[*progress.epochs, row])
-        log.info("%s: loss %.4f, accuracy %.4f on the questions that choose", what, loss, accuracy)
+        log.info("%s: loss %.4f, accuracy %.4f on the questions that choose", what, row.loss, accuracy)
         _store(place, state, progress)
     return _model(training, _read(place, _file("best", progress.best))), progress
 
 
-def train_epoch(training: Training, state: TrainingState) -> tuple[TrainingState, float]:
-    """One epoch on the embedder's device; -> what it leaves, on the CPU, and the mean loss. Given things stay as is."""
+def train_epoch(training: Training, state: TrainingState) -> LearntEpoch:
+    """One epoch on the embedder's device; what it leaves is on the CPU. Nothing that was given is changed.
+
+    JobError if the loss stops being a number, DatasetError if no picture can be read.
+    """
     settings, embedder, count = training.settings, training.embedder, len(training.task.train)
     steps = -(-count // settings.batch)
     pairs = settings.epochs * steps * settings.batch
@@ -212,7 +227,7 @@ def train_epoch(training: Training, state: TrainingState) -> tuple[TrainingState
             torch.manual_seed(derive_key(training.seed, "head dropout", state.epoch) >> 1)
             key = np.array([derive_key(training.seed, "head order", state.epoch)], dtype=np.uint64)
             order = Permutation(count).forward(np.arange(count, dtype=np.uint64), key).astype(np.int64)
-            total, learnt = 0.0, 0
+            total, learnt = torch.zeros((), dtype=torch.float64, device=embedder.device), 0
             for number, (questions, image, text) in enumerate(_batches(training, model, order)):
                 factor = rate_factor_of_step(schedule, state.epoch * steps + number, settings.batch)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -225,17 +240,23 @@ def train_epoch(training: Training, state: TrainingState) -> tuple[TrainingState
                 if settings.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
                 optimizer.step()
-                total, learnt = total + float(loss) * len(questions), learnt + len(questions)
-            if not math.isfinite(total):
+                total += loss.detach() * len(questions)
+                learnt += len(questions)
+            if not learnt:
+                name = training.task.pictures.names()[int(training.task.train.pictures[0])]
+                raise DatasetError(
+                    f"{training.label}: no picture of the training questions can be read, such as {name}"
+                )
+            if not math.isfinite(float(total)):
                 raise JobError(
-                    f"{training.label}: the loss of epoch {state.epoch + 1} is no number; train.learning_rate: expected "
+                    f"{training.label}: the loss of epoch {state.epoch + 1} is no number; learning_rate: expected "
                     f"a smaller one, came {settings.learning_rate:g}"
                 )
             left = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             after = TrainingState(state.epoch + 1, left, optimizer_state(optimizer, model))
         finally:
             torch.set_num_threads(threads)
-    return after, total / max(1, learnt)
+    return LearntEpoch(after, float(total) / learnt, learnt)
 
 
 def _loss(training: Training, logits: Tensor, questions: IntArray) -> Tensor:
