@@ -12,7 +12,7 @@ from hiclip.evaluation.columns import AskedColumns, ask_columns
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
-from hiclip.evaluation.heads.measure_heads import AskedHead, ask_head
+from hiclip.evaluation.heads.measure_heads import AskedHead, ask_heads
 from pipeline.jobfile import JobError
 from pipeline.manifest import read_manifest
 
@@ -89,8 +89,7 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    heads = tuple(ask_head(settings) for settings in job.heads)
-    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model), heads)
+    return Asked(job, model, contents, paths, fingerprint, ask_columns(job, model), ask_heads(job.heads))
 
 
 def _digest(*parts: object) -> str:

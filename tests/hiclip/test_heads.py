@@ -23,7 +23,7 @@ from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_bill import bill
 from hiclip.evaluation.heads.head_settings import HeadTraining
 from hiclip.evaluation.heads.head_task import HeadTask, Questions, worths_of
-from hiclip.evaluation.heads.measure_heads import AskedHead, HeadMeasurer, MeasuredHead, ask_head, head_results
+from hiclip.evaluation.heads.measure_heads import AskedHead, HeadMeasurer, MeasuredHead, ask_heads, head_results
 from hiclip.evaluation.heads.snli_ve import SnliVeSettings
 from hiclip.evaluation.heads.train_head import Training, _first_state, train_epoch
 from hiclip.evaluation.heads.vqa_v2 import VqaV2Settings
@@ -119,6 +119,10 @@ def _vqa(root: Path, **changes: Any) -> VqaV2Settings:
     return VqaV2Settings(**{"name": "vqa_v2", "root": str(root), "train": QUICK, "choose_share": 0.1, **changes})
 
 
+def _asked(settings: VqaV2Settings | SnliVeSettings) -> AskedHead:
+    return ask_heads([settings])[0]
+
+
 def _measurer(towers: TwoTowers, out: Path, map_blocks: Any = map_here, seed: int = 0) -> HeadMeasurer:
     return HeadMeasurer(Embedder(towers), "0" * 64, map_blocks, Folder(str(out)), seed, batch=16, draws=100)
 
@@ -165,8 +169,8 @@ def test_worths_are_what_a_dictionary_says() -> None:
 
 def test_a_frozen_head_learns_what_a_blind_one_cannot(place: Path, towers: TwoTowers, tmp_path: Path) -> None:
     measurer = _measurer(towers, tmp_path)
-    both = _on_its_own(ask_head(_vqa(place / "vqa")))
-    blind = _on_its_own(ask_head(_vqa(place / "vqa", train=QUICK.model_copy(update={"inputs": "text"}))))
+    both = _on_its_own(_asked(_vqa(place / "vqa")))
+    blind = _on_its_own(_asked(_vqa(place / "vqa", train=QUICK.model_copy(update={"inputs": "text"}))))
     sees, guesses = measurer.measure(both), measurer.measure(blind)
     assert (sees.set, guesses.set) == ("vqa_v2-frozen", "vqa_v2-frozen-text")
     majority = sees.results[0].baselines["majority"]
@@ -181,7 +185,7 @@ def test_a_frozen_head_learns_what_a_blind_one_cannot(place: Path, towers: TwoTo
 
 
 def test_a_head_learns_entailment(place: Path, towers: TwoTowers, tmp_path: Path) -> None:
-    asked = ask_head(SnliVeSettings(name="snli_ve", root=str(place / "snli"), train=QUICK))
+    asked = _asked(SnliVeSettings(name="snli_ve", root=str(place / "snli"), train=QUICK))
     assert asked.task.answers == ("entailment", "neutral", "contradiction")
     assert asked.task.left_out == 3
     assert len(asked.task.texts) == 4
@@ -199,9 +203,9 @@ def test_a_head_learns_entailment(place: Path, towers: TwoTowers, tmp_path: Path
 
 def test_fine_tuning_changes_a_copy_of_the_towers(place: Path, towers: TwoTowers, tmp_path: Path) -> None:
     given = copy.deepcopy(towers.state_dict())
-    _measurer(towers, tmp_path / "frozen").measure(ask_head(_vqa(place / "vqa")))  # what it caches is no obstacle
+    _measurer(towers, tmp_path / "frozen").measure(_asked(_vqa(place / "vqa")))  # what it caches is no obstacle
     settings = QUICK.model_copy(update={"mode": "finetune", "epochs": 2, "tower_learning_rate": 1e-3})
-    asked = ask_head(_vqa(place / "vqa", train=settings))
+    asked = _asked(_vqa(place / "vqa", train=settings))
     measured = _measurer(towers, tmp_path).measure(asked)
     assert measured.set == "vqa_v2-finetune"
     assert measured.epochs[1].loss < measured.epochs[0].loss
@@ -253,7 +257,7 @@ def test_an_interrupted_head_ends_as_an_undisturbed_one(
     mode: str, place: Path, towers: TwoTowers, tmp_path: Path
 ) -> None:
     settings = QUICK.model_copy(update={"mode": mode, "epochs": 4, "tower_learning_rate": 1e-4})
-    asked = ask_head(_vqa(place / "vqa", train=settings))
+    asked = _asked(_vqa(place / "vqa", train=settings))
     whole = _measurer(towers, tmp_path / "whole").measure(asked)
     again = _measurer(towers, tmp_path / "again").measure(asked)
     assert _without_seconds(again) == _without_seconds(whole)
@@ -281,7 +285,7 @@ def test_an_interrupted_head_ends_as_an_undisturbed_one(
 def test_damaged_progress_is_trained_again(
     place: Path, towers: TwoTowers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = ask_head(_vqa(place / "vqa", train=QUICK.model_copy(update={"epochs": 3})))
+    asked = _asked(_vqa(place / "vqa", train=QUICK.model_copy(update={"epochs": 3})))
     whole = _measurer(towers, tmp_path / "whole").measure(asked)
     with pytest.raises(_Interrupted):
         _measurer(towers, tmp_path / "cut", _until("epoch 3 of 3", [])).measure(asked)
@@ -326,7 +330,7 @@ def test_answers_for_the_server(place: Path, towers: TwoTowers, tmp_path: Path) 
         _write_vqa(root, split, pictures, first, annotated=not split.startswith("test"))
     (root / f"test2015/COCO_test2015_{80:012d}.jpg").unlink()
     settings = QUICK.model_copy(update={"epochs": 1})
-    asked = ask_head(_vqa(root, test_dev=True, min_count=1, train=settings))
+    asked = _asked(_vqa(root, test_dev=True, min_count=1, train=settings))
     measured = _measurer(towers, tmp_path / "out").measure(asked)
     assert measured.submission is not None
     said = json.loads((tmp_path / "out" / measured.submission).read_text())
@@ -343,26 +347,26 @@ def test_questions_about_missing_pictures_are_wrong(mode: str, towers: TwoTowers
         _write_vqa(root, split, pictures, first)
     settings = QUICK.model_copy(update={"mode": mode, "epochs": 2})
     asked = _vqa(root, min_count=1, train=settings)
-    whole = ask_head(asked)
+    whole = _asked(asked)
     learnt = len(whole.task.train)
     shown = int(whole.task.train.pictures[0])
     (root / whole.task.pictures.names()[shown]).write_bytes(b"no picture")
     for number in range(50, 55):
         (root / f"val2014/COCO_val2014_{number:012d}.jpg").unlink()
-    measured = _measurer(towers, tmp_path / "out").measure(ask_head(asked))
+    measured = _measurer(towers, tmp_path / "out").measure(_asked(asked))
     assert (measured.pictures, measured.broken) == (6, 5)
     assert [row.learnt for row in measured.epochs] == [learnt - 3] * 2
     assert _values(measured)["accuracy"] <= 3 / 18, "only one picture of six is left to be right about"
     for file in root.glob("train2014/*.jpg"):
         file.unlink()
     with pytest.raises(DatasetError, match="no picture of the training questions can be read"):
-        _measurer(towers, tmp_path / "nothing").measure(ask_head(asked))
+        _measurer(towers, tmp_path / "nothing").measure(_asked(asked))
 
 
 def test_a_rate_that_is_too_high_is_said(place: Path, towers: TwoTowers, tmp_path: Path) -> None:
     settings = QUICK.model_copy(update={"learning_rate": 1e30, "clip_norm": None})
     with pytest.raises(JobError, match="vqa_v2-frozen: the loss of epoch 1 is no number; learning_rate"):
-        _measurer(towers, tmp_path).measure(ask_head(_vqa(place / "vqa", train=settings)))
+        _measurer(towers, tmp_path).measure(_asked(_vqa(place / "vqa", train=settings)))
 
 
 def _without_file(root: Path) -> None:
@@ -455,6 +459,7 @@ def test_a_job_asks_for_heads(place: Path, tmp_path: Path) -> None:
     }
     job, seen = make_job(content, EvaluateJob, "small job"), list[str]()
     asked, out = ask(job), folder(job.out).make()
+    assert asked.heads[0].task is asked.heads[1].task, "read once"
     assert bill(asked, 1).row_count >= 6
     outcome = evaluate(asked, _until(None, seen), out)
     labels = ["vqa_v2-frozen", "vqa_v2-frozen-text", "snli_ve-finetune"]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +18,9 @@ from pydantic import ValidationError
 from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, estimate, weighted_mean
 from hiclip.evaluation.embed import Embedder
+from hiclip.evaluation.heads import HeadSettings
 from hiclip.evaluation.heads.head_settings import HeadTraining
-from hiclip.evaluation.heads.head_task import HeadSetting, HeadTask, head_label
+from hiclip.evaluation.heads.head_task import HeadTask, head_label
 from hiclip.evaluation.heads.train_head import (
     EpochRow,
     Features,
@@ -76,10 +78,20 @@ class MeasuredHead(Settings):
     """Wall time: all epochs, and what was embedded and measured without an interruption."""
 
 
-def ask_head(settings: HeadSetting) -> AskedHead:
-    """Reads a head's questions. DatasetError for what is missing or is not what it should be."""
-    task = settings.load()
-    return AskedHead(head_label(settings), settings.train, task, task.fingerprint)
+def ask_heads(heads: Sequence[HeadSettings]) -> tuple[AskedHead, ...]:
+    """Reads the questions of heads, once where they differ in their training alone.
+
+    DatasetError for what is missing or is not what it should be.
+    """
+    read: dict[HeadSettings, tuple[HeadTask, str]] = {}
+    found = []
+    for settings in heads:
+        same = settings.model_copy(update={"train": HeadTraining()})
+        if same not in read:
+            task = settings.load()
+            read[same] = task, task.fingerprint
+        found.append(AskedHead(head_label(settings), settings.train, *read[same]))
+    return tuple(found)
 
 
 @dataclass
