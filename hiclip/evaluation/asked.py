@@ -13,6 +13,8 @@ from hiclip.evaluation.columns import AskedColumns, ask_columns
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.heads.head_task import head_label
+from hiclip.evaluation.heads.measure_heads import AskedHead, ask_heads
 from hiclip.evaluation.linear_probe import load_splits
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import JobError
@@ -45,6 +47,7 @@ class Asked:
     """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
     columns: AskedColumns | None
+    heads: tuple[AskedHead, ...] = ()
 
     @property
     def key(self) -> str:
@@ -54,8 +57,9 @@ class Asked:
         contents = [content.fingerprint for content in self.contents]
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
         probed = [content.fingerprint for splits in self.probed for content in splits]
-        asked = [_REVISION, job, self.model.weights, contents, probed, sorted(self.missing), self.dataset_fingerprint]
-        return _digest(*asked, *([columns] if columns else []))
+        heads = [head.fingerprint for head in self.heads]
+        asked = [_REVISION, job, self.model.weights, contents, probed, heads, sorted(self.missing)]
+        return _digest(*asked, self.dataset_fingerprint, *([columns] if columns else []))
 
     def set_key(self, content: EvaluationSet) -> str:
         """Hex sha256 of what the numbers of one set depend on."""
@@ -89,8 +93,10 @@ def ask(job: EvaluateJob) -> Asked:
     model = evaluated_model(recorded_checkpoint(job.mlflow, job.out, job.checkpoint) if named else job.checkpoint)
     contents, missing = _contents(job)
     probed, without = _probed(job)
-    if (missing or without) and not (contents or probed or job.columns):
-        name, why = next(iter((missing | without).items()))
+    heads = [head for head in job.heads if folder(head.root).exists()]
+    missing |= without | {head_label(head): _not_there(head.root) for head in job.heads if head not in heads}
+    if missing and not (contents or probed or heads or job.columns):
+        name, why = next(iter(missing.items()))
         raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
     lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
     lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
@@ -108,7 +114,8 @@ def ask(job: EvaluateJob) -> Asked:
         fingerprint = fingerprint_of(mixture, [manifest.fingerprint for manifest in manifests])
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
-    return Asked(job, model, contents, probed, missing | without, paths, fingerprint, ask_columns(job, model))
+    columns = ask_columns(job, model)
+    return Asked(job, model, contents, probed, missing, paths, fingerprint, columns, ask_heads(heads))
 
 
 def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:
@@ -130,12 +137,15 @@ def _probed(job: EvaluateJob) -> tuple[tuple[tuple[EvaluationSet, EvaluationSet]
 def _there(sets: Sequence[SetSettings]) -> tuple[list[SetSettings], dict[str, str]]:
     there, missing = [], {}
     for settings in sets:
-        root = folder(settings.root)
-        if root.exists():
+        if folder(settings.root).exists():
             there.append(settings)
         else:
-            missing[getattr(settings, "called", None) or settings.name] = f"{root.root} is not there"
+            missing[getattr(settings, "called", None) or settings.name] = _not_there(settings.root)
     return there, missing
+
+
+def _not_there(root: str) -> str:
+    return f"{folder(root).root} is not there"
 
 
 def _check_once(key: str, names: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hiclip.data.images import CENTRE_CROP
+from hiclip.evaluation.heads import HeadSettings
+from hiclip.evaluation.heads.head_task import head_label
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import Job, Number, Settings
 
@@ -93,6 +95,8 @@ class EvaluateJob(Job):
     """Evaluation sets, see `hiclip.evaluation.sets`; none only where something else is asked for."""
     linear_probe: LinearProbeSettings | None = None
     """Sets whose classes are read off frozen features; null probes nothing."""
+    heads: tuple[HeadSettings, ...] = ()
+    """Heads to train on the towers and to measure, see `hiclip.evaluation.heads`; each set once a mode and inputs."""
     columns: ColumnsSettings | None = None
     """What to write about a dataset; null writes nothing."""
     dataset: str | None = None
@@ -114,6 +118,10 @@ class EvaluateJob(Job):
 
     @model_validator(mode="after")
     def _asks_something(self) -> EvaluateJob:
-        if not self.sets and self.columns is None and self.linear_probe is None:
-            raise ValueError("sets: expected one or more, or linear_probe, or columns, came none of them")
+        if not self.sets and not self.heads and self.columns is None and self.linear_probe is None:
+            raise ValueError("sets: expected one or more, or linear_probe, heads or columns, came none of them")
+        labels = [head_label(head) for head in self.heads]
+        twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
+        if twice is not None:
+            raise ValueError(f"heads: expected each set once a mode and inputs, came {twice} twice")
         return self

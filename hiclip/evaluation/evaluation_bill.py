@@ -11,6 +11,7 @@ from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.columns import AskedColumns
 from hiclip.evaluation.embed import Embedder, picture_vectors, text_vectors
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.heads.measure_heads import AskedHead
 from hiclip.evaluation.run_sets import measured_before
 from hiclip.training.cost import forward_flops_per_pair, parameters
 from pipeline.manifest import read_manifest
@@ -37,12 +38,17 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
     yield "model", f"{parameters(model.settings):,} parameters, {job.precision}"
     for content in asked.contents:
         yield content.name, _set_line(asked, content)
+    for head in asked.heads:
+        yield head.label, _head_line(head)
     columns = asked.columns
     pairs = 0 if columns is None or columns.written is not None else columns.manifest.pairs
     if columns is not None:
         yield "columns", _columns_line(columns)
     pictures = sum(len(content.pictures) for content in asked.contents) + pairs
     texts = sum(len(set(_texts(content))) for content in asked.contents)
+    tasks = {head.fingerprint: head.task for head in asked.heads}.values()
+    pictures += sum(len(task.pictures) for task in tasks)
+    texts += sum(len(task.texts) for task in tasks)
     texts += pairs if columns is not None and "clip_score" in columns.settings.adds else 0
     flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
@@ -69,6 +75,13 @@ def _set_line(asked: Asked, content: EvaluationSet) -> str:
     return ", ".join(parts) + (", measured before" if measured_before(asked, content, folder(asked.job.out)) else "")
 
 
+def _head_line(head: AskedHead) -> str:
+    task, epochs = head.task, head.training.epochs
+    line = f"{len(task.train):,} questions × {epochs} epochs, {len(task.measured):,} measured, "
+    line += f"{len(task.pictures):,} pictures, {len(task.answers):,} answers"
+    return line + (", towers trained too: not in the time below" if head.training.mode == "finetune" else "")
+
+
 def _texts(content: EvaluationSet) -> list[str]:
     prompts = content.classification.prompts() if content.classification is not None else []
     return [*prompts, *(content.retrieval.captions if content.retrieval is not None else ())]
@@ -85,6 +98,9 @@ def _probes(asked: Asked) -> tuple[Sequence[bytes], Sequence[str]]:
     if asked.contents:
         content = asked.contents[0]
         return content.pictures.read(range(min(_PROBE, len(content.pictures)))), _texts(content)[:_PROBE]
+    if asked.heads:
+        task = asked.heads[0].task
+        return task.pictures.read(range(min(_PROBE, len(task.pictures)))), task.texts[:_PROBE]
     assert asked.columns is not None
     reader = DatasetReader(asked.columns.settings.dataset, asked.columns.manifest)
     rows = reader.read_group(0, ["image", "caption"]).slice(0, _PROBE)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hiclip.evaluation import page_parts as part
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
+from hiclip.evaluation.heads.measure_heads import MeasuredHead
 from hiclip.evaluation.hierarchies import Drawing
 from hiclip.evaluation.label_tree import numbered
 from hiclip.evaluation.measure import Found, Judged, MeasuredSet, SubgroupResult
@@ -29,7 +30,10 @@ _MISTAKES = 20
 
 
 def results_page(
-    outcome: Outcome, measured: Sequence[tuple[EvaluationSet, MeasuredSet]], drawings: Sequence[Drawing]
+    outcome: Outcome,
+    measured: Sequence[tuple[EvaluationSet, MeasuredSet]],
+    drawings: Sequence[Drawing],
+    heads: Sequence[MeasuredHead] = (),
 ) -> str:
     """The whole page."""
     parts = [*_head(outcome), *_columns(outcome)]
@@ -42,6 +46,8 @@ def results_page(
             parts += _judgements(content.pictures, content.classification, numbers.judged)
         if numbers.texts_found is not None and content.retrieval is not None:
             parts += _retrieved(content.pictures, content.retrieval, numbers.texts_found)
+    for head in heads:
+        parts += _head_numbers(head)
     parts += _hierarchies(drawings)
     return page(f"Evaluation {outcome.name}", part.STYLE, parts)
 
@@ -62,6 +68,18 @@ def _seen(content: EvaluationSet, numbers: MeasuredSet) -> Iterator[str]:
         broken = f"{seen.broken:,} of {seen.count:,} pictures cannot be read and count as wrong" if seen.broken else ""
         said = [f"questions {content.fingerprint[:16]}", f"pictures {seen.sha256[:16]}", f"{numbers.seconds:,.1f} s"]
         yield f'<div class="soft mono">{text(" · ".join([*said, *([broken] if broken else [])]))}</div>\n'
+
+
+def _head_numbers(head: MeasuredHead) -> Iterator[str]:
+    """What a head learnt on the towers reaches, and how it was trained."""
+    yield f"<h2>{text(head.set)}</h2>"
+    said = [f"{head.epochs[-1].learnt:,} questions learnt", f"{head.questions:,} measured", f"{head.answers:,} answers"]
+    said += [f"epoch {head.chosen} of {len(head.epochs)} chosen", f"{head.seconds:,.1f} s"]
+    said += [f"{head.left_out:,} without an agreed answer left out"] if head.left_out else []
+    if head.broken:
+        said.append(f"{head.broken:,} of {head.pictures:,} pictures cannot be read and count as wrong")
+    yield f'<div class="soft mono">{text(" · ".join(said))}</div>\n'
+    yield from _numbers(head.results)
 
 
 def _columns(outcome: Outcome) -> Iterator[str]:

@@ -11,6 +11,7 @@ from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.columns import WrittenColumns, write_columns
 from hiclip.evaluation.embed import Embedder
+from hiclip.evaluation.heads.measure_heads import HeadMeasurer, MeasuredHead
 from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.linear_probe import probe_name
 from hiclip.evaluation.measure import MeasuredSet
@@ -38,6 +39,11 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         measured = measure_sets(asked, embedder, map_blocks, out)
     with _timed("linear_probe", seconds):
         probes = measure_probes(asked, embedder, map_blocks, out)
+    heads: list[MeasuredHead] = []
+    if asked.heads:
+        with _timed("heads", seconds):
+            measurer = HeadMeasurer(embedder, asked.model.weights, map_blocks, out, job.seed, job.batch, job.draws)
+            heads = [measurer.measure(head) for head in asked.heads]
     written = None
     if asked.columns is not None:
         with _timed("columns", seconds):
@@ -47,10 +53,10 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         for drawing in drawings:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
-    outcome = _outcome(asked, [*measured, *probes], drawings, written)
+    outcome = _outcome(asked, [*measured, *probes], heads, drawings, written)
     shown = [*zip(asked.contents, measured, strict=True)]
     shown += zip((test for _, test in asked.probed), probes, strict=True)
-    out.write_text(REPORT, results_page(outcome, shown, drawings))
+    out.write_text(REPORT, results_page(outcome, shown, drawings, heads))
     with _timed("mlflow", seconds):
         run_id = _record(asked, outcome, out)
     outcome = outcome.model_copy(update={"mlflow_run_id": run_id, "seconds": seconds})
@@ -66,7 +72,11 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _outcome(
-    asked: Asked, measured: Sequence[MeasuredSet], drawings: Sequence[Drawing], columns: WrittenColumns | None
+    asked: Asked,
+    measured: Sequence[MeasuredSet],
+    heads: Sequence[MeasuredHead],
+    drawings: Sequence[Drawing],
+    columns: WrittenColumns | None,
 ) -> Outcome:
     model, state = asked.model, asked.model.state
     return Outcome(
@@ -82,9 +92,11 @@ def _outcome(
         sets={
             **{content.name: content.fingerprint for content in asked.contents},
             **{probe_name(test): test.fingerprint for _, test in asked.probed},
+            **{head.label: head.fingerprint for head in asked.heads},
         },
         missing=asked.missing,
-        results=[result for one in measured for result in one.results],
+        results=[result for one in measured for result in one.results]
+        + [result for head in heads for result in head.results],
         subgroups={one.set: one.subgroups for one in measured},
         pictures=[f"{drawing.name}.png" for drawing in drawings],
         tree=next((drawing.text for drawing in drawings if drawing.text), ""),

@@ -29,6 +29,13 @@ TITLES = {
     "rsum": "Rsum, of 600",
     "loss": "loss, nats",
     "typical_rank": "typical rank",
+    "accuracy": "accuracy",
+    "accuracy_yes_no": "accuracy, yes/no",
+    "accuracy_number": "accuracy, number",
+    "accuracy_other": "accuracy, other",
+    "accuracy_val_test": "accuracy, val+test",
+    "accuracy_dev": "accuracy, dev",
+    "accuracy_test": "accuracy, test",
 }
 BASELINES = {"majority": "majority", "pixel_neighbours": "pixels"}
 """Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels."""
