@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
+from pydantic import Field
+
+from hiclip.evaluation.sets.caltech101 import Caltech101Settings
+from hiclip.evaluation.sets.cifar import Cifar10Settings, Cifar100Settings
+from hiclip.evaluation.sets.dtd import DtdSettings
+from hiclip.evaluation.sets.fgvc_aircraft import FgvcAircraftSettings
+from hiclip.evaluation.sets.flowers102 import Flowers102Settings
+from hiclip.evaluation.sets.food101 import Food101Settings
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
+from hiclip.evaluation.sets.oxford_pets import OxfordPetsSettings
+from hiclip.evaluation.sets.stanford_cars import StanfordCarsSettings
+from hiclip.evaluation.sets.sun397 import Sun397Settings
 
-SetSettings: TypeAlias = OpenmojiSettings
-"""Union of the settings of all sets, told apart by `name`; `load()` of each gives an `EvaluationSet`."""
-
-SETS: dict[str, type[SetSettings]] = {"openmoji": OpenmojiSettings}
-"""Name in a job -> settings."""
+SetSettings: TypeAlias = Annotated[
+    Caltech101Settings
+    | Cifar10Settings
+    | Cifar100Settings
+    | DtdSettings
+    | FgvcAircraftSettings
+    | Flowers102Settings
+    | Food101Settings
+    | OpenmojiSettings
+    | OxfordPetsSettings
+    | StanfordCarsSettings
+    | Sun397Settings,
+    Field(discriminator="name"),
+]
+"""Settings of any set, told apart by `name`; `load()` of each gives an `EvaluationSet`."""

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval, drawn, folded
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.retrieval import fits
 from hiclip.evaluation.set_pictures import StoredPictures
+from hiclip.evaluation.sets.labelled_files import Split, Template
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
@@ -36,23 +37,16 @@ class OpenmojiSettings(Settings):
     name: Literal["openmoji"]
     root: Annotated[str, Field(min_length=1)]
     """Folder or s3:// address that holds `openmoji.parquet`."""
-    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("{}",)
+    templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
     """Prompts of a class, averaged; `{}` stands for its label. The captions of the sample crawl are bare labels, so
     the bare label is the prompt that it was trained on."""
     retrieval_pairs: Annotated[int, Field(ge=2)] = 1000
     """Pictures and captions that take part in retrieval, chosen by hash: the same ones for every model and seed."""
 
-    @field_validator("templates")
-    @classmethod
-    def _each_has_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            rest = template.replace("{}", "", 1)
-            if rest == template or "{" in rest or "}" in rest:
-                raise ValueError(f"expected a prompt with one {{}} for the label, came '{template}'")
-        return templates
-
-    def load(self) -> EvaluationSet:
-        """The set; DatasetError when its file is missing or is not what it should be."""
+    def load(self, split: Split = "test") -> EvaluationSet:
+        """The set; DatasetError when its file is missing or is not what it should be, or for its training split."""
+        if split != "test":
+            raise DatasetError(f"{self.name}: expected the split test, came {split}, which the set does not have")
         rows = _read(self.root)
         names = [folded(concept) for concept in rows["concept"]]
         classes = {name: place for place, name in reversed(list(enumerate(names)))}  # the first row of a name wins
