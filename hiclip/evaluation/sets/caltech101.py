@@ -12,7 +12,7 @@ from typing import Literal
 
 from hiclip.evaluation.evaluation_set import EvaluationSet, drawn
 from hiclip.evaluation.set_pictures import FilePictures
-from hiclip.evaluation.sets.labelled_files import PublishedSetSettings, Split, labelled_set
+from hiclip.evaluation.sets.labelled_files import PublishedSetSettings, Split, check_keys, labelled_set
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
 
@@ -33,6 +33,7 @@ class Caltech101Settings(PublishedSetSettings):
         found = [name for name in place.names(suffix=".jpg") if not name.rsplit("/", 1)[-1].startswith(".")]
         if not found:
             raise DatasetError(f"{place.root}: the evaluation set {self.name} is not there")
+        check_keys(self, map(_category, found), place.root)
         files: list[str] = []
         for _, of_class in groupby(found, key=_category):
             names = list(of_class)

@@ -32,15 +32,16 @@ _LOOKED_FOR = 8
 """Picture files, spread over a set, of which one at least must be there; others may be missing and are scored wrong."""
 
 
-def _one_place(template: str) -> str:
-    rest = template.replace("{}", "", 1)
-    if rest == template or "{" in rest or "}" in rest:
-        raise ValueError(f"expected a prompt with one {{}} for the label, came '{template}'")
-    return template
+def _one_place_each(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
+            raise ValueError(f"expected prompts with one {{}} for the label, came '{template}'")
+    return templates
 
 
-Template: TypeAlias = Annotated[str, AfterValidator(_one_place)]
-"""A prompt with one `{}` for the name of a class."""
+Templates: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_one_place_each)]
+"""Prompts of a class, each with one `{}` for its name."""
 
 
 class PublishedClasses(Settings):
@@ -52,8 +53,8 @@ class PublishedClasses(Settings):
     """Of the names and prompts."""
     pictures: dict[Split, int]
     """How many pictures each split has when it is whole; without a split whose size is not published."""
-    templates: Annotated[tuple[Template, ...], Field(min_length=1)]
-    """Prompts of a class, averaged."""
+    templates: Templates
+    """Averaged."""
     classes: dict[str, str]
     """Key of a class in the published files -> its name in a prompt; numbered classes in the order of their numbers."""
 
@@ -71,7 +72,7 @@ class PublishedSetSettings(Settings):
     name: str
     root: Annotated[str, Field(min_length=1)]
     """Folder or s3:// address of the set as it is published, unpacked."""
-    templates: Annotated[tuple[Template, ...], Field(min_length=1)] | None = None
+    templates: Templates | None = None
     """Prompts of a class, averaged; `{}` stands for its name. Null: those that CLIP published for the set."""
 
 

@@ -101,6 +101,4 @@ def _check_names(schema: pa.Schema, label: str, keys: Sequence[str], path: str) 
         raise DatasetError(f"{path}: expected {len(keys)} label names, came {len(names)}")
     for key, name in zip(keys, names, strict=True):
         if name != key and name in keys:
-            raise DatasetError(
-                f"{path}: expected labels in the published order with '{key}', came '{name}' in its place"
-            )
+            raise DatasetError(f"{path}: expected '{key}' where the published labels have it, came '{name}'")

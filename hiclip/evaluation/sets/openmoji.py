@@ -21,7 +21,7 @@ from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retr
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.retrieval import fits
 from hiclip.evaluation.set_pictures import StoredPictures
-from hiclip.evaluation.sets.labelled_files import Split, Template
+from hiclip.evaluation.sets.labelled_files import Split, Templates
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
@@ -37,7 +37,7 @@ class OpenmojiSettings(Settings):
     name: Literal["openmoji"]
     root: Annotated[str, Field(min_length=1)]
     """Folder or s3:// address that holds `openmoji.parquet`."""
-    templates: Annotated[tuple[Template, ...], Field(min_length=1)] = ("{}",)
+    templates: Templates = ("{}",)
     """Prompts of a class, averaged; `{}` stands for its label. The captions of the sample crawl are bare labels, so
     the bare label is the prompt that it was trained on."""
     retrieval_pairs: Annotated[int, Field(ge=2)] = 1000
