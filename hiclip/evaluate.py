@@ -75,6 +75,7 @@ def _run(job: EvaluateJob) -> str:
 
 def _show(job: EvaluateJob, outcome: Outcome) -> None:
     """The table, one tree, and where to look."""
+    from hiclip.evaluation.averages import eleven_sets
     from hiclip.evaluation.table import results_table
     from pipeline.mlflow_address import tracking_uri, without_secrets
 
@@ -82,6 +83,11 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
     console.print()
     for name in outcome.sets:
         console.print(results_table(name, [result for result in outcome.results if result.set == name]))
+    average = eleven_sets(outcome.results)
+    if average.there:
+        console.print(f"average of the eleven sets: {average}", markup=False)
+    for name, why in outcome.missing.items():
+        console.print(f"missing   {name}: {why}", markup=False)
     if outcome.tree:
         console.print(f"the tree that the model finds in a caption\n\n{outcome.tree}\n", markup=False)
     columns = outcome.columns
@@ -90,7 +96,7 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
         console.print(f"columns   {columns.rows:,} rows{broken}, in {columns.to}; a build takes them by", markup=False)
         adds = ", ".join(f"{name}: {_JOINED_AS[name]}" for name in columns.adds)
         console.print(f"          - {{name: joined_columns, table: {columns.to}, adds: {{{adds}}}}}", markup=False)
-    console.print(f"page      {out.join(outcome.report)}", markup=False)
+    console.print(f"page      {out.join(outcome.report)}, results.md and results.csv beside it", markup=False)
     if outcome.pictures:
         console.print(
             f"drawings  {len(outcome.pictures)} beside it, e.g. {out.join(outcome.pictures[0])}", markup=False

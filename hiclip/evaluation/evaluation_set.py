@@ -28,8 +28,8 @@ class Classification:
     """The classes, in a hierarchy if the set has one."""
     templates: tuple[str, ...]
     """Prompts of a class; `{}` stands for its name."""
-    convention: Convention = "top1"
-    """The metric that papers since CLIP quote for the set; HiCLIP's says "top-1" for all."""
+    convention: Convention | None = None
+    """The metric that papers since CLIP quote for the set, None if none does; HiCLIP's says "top-1" for all."""
 
     def prompts(self) -> list[str]:
         """T·C prompts: all classes in the first template, then all in the second, and so on."""

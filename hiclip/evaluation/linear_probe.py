@@ -18,19 +18,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from hiclip.evaluation.blocks import MapBlocks
-from hiclip.evaluation.bootstrap import estimate
 from hiclip.evaluation.embed import Embedder, Vectors, embed_pictures, picture_features, picture_vectors
 from hiclip.evaluation.evaluate_job import LinearProbeSettings
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, drawn
-from hiclip.evaluation.measure import Judged, MeasuredSet, Probed, SeenPictures
-from hiclip.evaluation.result import Result, results_of
+from hiclip.evaluation.measure import Judged, MeasuredSet, Probed, SeenPictures, zero_shot_results
+from hiclip.evaluation.result import Result
 from hiclip.evaluation.retrieval import IntArray
 from hiclip.evaluation.zero_shot import (
     METRICS,
+    Predictions,
     majority_scores,
-    metric_counts,
     predict,
-    zero_shot_chance,
     zero_shot_statistic,
 )
 from pipeline.manifest import DatasetError
@@ -90,7 +88,7 @@ def probe(
     predictions = predict(scores, test.classification.labels)
     return MeasuredSet(
         set=probe_name(test),
-        results=_results(probe_name(test), test.classification, scores, seed, draws),
+        results=_results(probe_name(test), test.classification, predictions, seed, draws),
         seen=SeenPictures(count=len(asked.vectors), broken=asked.broken, sha256=asked.sha256),
         judged=Judged(
             ranks=predictions.ranks.tolist(), best=predictions.best.tolist(), labels=predictions.labels.tolist()
@@ -104,20 +102,13 @@ def probe_name(test: EvaluationSet) -> str:
     return f"linear_probe/{test.name}"
 
 
-def _results(name: str, asked: Classification, scores: Vectors, seed: int, draws: int) -> list[Result]:
-    def values(scored: npt.NDArray[np.float32]) -> list[float]:
-        statistic = zero_shot_statistic(predict(scored, asked.labels), asked.tree)
-        return [float(value) for value in statistic(np.ones((1, len(asked.labels))))[0]]
-
-    results = results_of(
-        name,
-        METRICS,
-        estimate(zero_shot_statistic(predict(scores, asked.labels), asked.tree), len(asked.labels), seed, draws),
-        zero_shot_chance(asked.labels, asked.tree),
-        metric_counts(asked.labels, asked.tree),
-    )
-    majority = dict(zip(METRICS, values(majority_scores(asked.labels, asked.tree)), strict=True))
-    return [one.model_copy(update={"baselines": {"majority": majority[one.metric]}}) for one in results]
+def _results(name: str, asked: Classification, predictions: Predictions, seed: int, draws: int) -> list[Result]:
+    """Beside one who always says the commonest class."""
+    majority = predict(majority_scores(asked.labels, asked.tree), asked.labels)
+    always = zero_shot_statistic(majority, asked.tree)(np.ones((1, len(asked.labels))))[0].tolist()
+    values = dict(zip(METRICS, always, strict=True))
+    results = zero_shot_results(name, asked, predictions, seed, draws)
+    return [one.model_copy(update={"baselines": {"majority": values[one.metric]}}) for one in results]
 
 
 @dataclass(frozen=True)

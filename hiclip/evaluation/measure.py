@@ -209,7 +209,7 @@ def measure(
         assert content.classification is not None
         asked = content.classification
         predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
-        results += _zero_shot_results(content.name, asked, predictions, seed, draws)
+        results += zero_shot_results(content.name, asked, predictions, seed, draws)
         subgroups = _subgroup_results(asked, predictions, seed, draws)
         judged = Judged(
             ranks=predictions.ranks.tolist(), best=predictions.best.tolist(), labels=predictions.labels.tolist()
@@ -253,16 +253,17 @@ def _found(answers: Answers, owners: Sequence[int] = ()) -> Found:
     return Found(ranks=answers.ranks.tolist(), shown=shown, best=best, owners=list(owners))
 
 
-def _zero_shot_results(
+def zero_shot_results(
     name: str, asked: Classification, predictions: Predictions, seed: int, draws: int
 ) -> list[Result]:
-    return results_of(
+    results = results_of(
         name,
         zero_shot.METRICS,
         estimate(zero_shot.zero_shot_statistic(predictions, asked.tree), len(asked.labels), seed, draws),
         zero_shot.zero_shot_chance(asked.labels, asked.tree),
         zero_shot.metric_counts(asked.labels, asked.tree),
     )
+    return [one.model_copy(update={"quoted": one.metric == asked.convention}) for one in results]
 
 
 def _subgroup_results(asked: Classification, predictions: Predictions, seed: int, draws: int) -> list[SubgroupResult]:

@@ -122,11 +122,7 @@ def _card(
         yield "None are given."
     else:
         # One heading deeper, so that they stay a part of the card.
-        yield (
-            results_markdown(outcome, missing=getattr(outcome, "missing", None))
-            .replace("\n#", "\n##")
-            .partition("\n")[2]
-        )
+        yield (results_markdown(outcome).replace("\n#", "\n##").partition("\n")[2])
 
 
 def architecture(settings: ModelSettings, sizes: Sizes) -> str:

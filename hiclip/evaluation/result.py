@@ -30,6 +30,8 @@ class Result(Settings):
     high: float
     unit: str
     """share (0 to 1), points (rsum, 0 to 600), nats, places or steps."""
+    quoted: bool = False
+    """Whether papers since CLIP quote this metric for the set."""
     baselines: dict[str, float] = Field(default_factory=dict)
     """The same metric of methods without a model, by name; one that cannot have the metric is not in it."""
 

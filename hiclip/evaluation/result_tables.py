@@ -10,15 +10,13 @@ from hiclip.evaluation.averages import eleven_sets
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
-from hiclip.evaluation.table import BASELINES, TITLES, baselines_of, interval, with_sign
+from hiclip.evaluation.table import BASELINES, baselines_of, interval, metric_title, with_sign
 
 _COLUMNS = ("set", "metric", "unit", "value", "low", "high", "chance")
 _AFTER = ("count", "pictures", "broken", "seconds", "fingerprint", "missing")
 
 
-def results_csv(
-    outcome: Outcome, measured: Sequence[MeasuredSet] = (), missing: Mapping[str, str] | None = None
-) -> str:
+def results_csv(outcome: Outcome, measured: Sequence[MeasuredSet] = ()) -> str:
     """A line a set and metric, shares from 0 to 1; of a set that is missing one line that says why.
 
     `measured` knows how many pictures of a set were looked at and broken, and the seconds that it took: empty without.
@@ -42,31 +40,30 @@ def results_csv(
                 "",
             ]
         )
-    for name, why in (missing or {}).items():
+    for name, why in outcome.missing.items():
         writer.writerow([name, *[""] * (len(_COLUMNS) - 1 + len(baselines) + len(_AFTER) - 1), why])
     return lines.getvalue()
 
 
-def results_markdown(
-    outcome: Outcome, measured: Sequence[MeasuredSet] = (), missing: Mapping[str, str] | None = None
-) -> str:
+def results_markdown(outcome: Outcome, measured: Sequence[MeasuredSet] = ()) -> str:
     """The same for people: a table a set, its pictures, seconds and fingerprint below it, then what is missing."""
-    return "\n".join(_markdown(outcome, {one.set: one for one in measured}, missing or {})) + "\n"
+    return "\n".join(_markdown(outcome, {one.set: one for one in measured})) + "\n"
 
 
-def _markdown(outcome: Outcome, of_set: Mapping[str, MeasuredSet], missing: Mapping[str, str]) -> Iterator[str]:
+def _markdown(outcome: Outcome, of_set: Mapping[str, MeasuredSet]) -> Iterator[str]:
     yield f"# {escaped(outcome.name)}\n"
     seen = "published weights" if outcome.seen is None else f"{outcome.seen:,} pairs seen"
-    yield f"`{outcome.checkpoint}`, {seen}, weights `{outcome.weights[:16]}`. Intervals are over pictures.\n"
+    yield f"`{outcome.checkpoint}`, {seen}, weights `{outcome.weights[:16]}`.\n"
+    yield "Intervals are over pictures; * is the metric that papers quote for a set.\n"
     yield f"Average of the eleven sets: {eleven_sets(outcome.results)}.\n"
     for name, fingerprint in outcome.sets.items():
         results = [result for result in outcome.results if result.set == name]
         yield f"## {escaped(name)}\n"
         yield from _table(results)
         yield f"\n{_said(of_set.get(name))}questions `{fingerprint[:16]}`\n"
-    if missing:
+    if outcome.missing:
         yield "## Missing\n"
-        yield from (f"- {escaped(name)}: {escaped(why)}" for name, why in missing.items())
+        yield from (f"- {escaped(name)}: {escaped(why)}" for name, why in outcome.missing.items())
 
 
 def _table(results: Sequence[Result]) -> Iterator[str]:
@@ -78,7 +75,7 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         yield markdown_row(
             [
-                TITLES.get(result.metric, result.metric),
+                metric_title(result),
                 with_sign(result.value, result.unit),
                 interval(result),
                 with_sign(result.chance, result.unit),

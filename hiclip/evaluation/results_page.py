@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hiclip.evaluation import page_parts as part
+from hiclip.evaluation.averages import eleven_sets
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
 from hiclip.evaluation.heads.measure_heads import MeasuredHead
 from hiclip.evaluation.hierarchies import Drawing
@@ -21,7 +22,7 @@ from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.retrieval import IntArray
 from hiclip.evaluation.set_pictures import SetPictures
-from hiclip.evaluation.table import BASELINES, TITLES, baselines_of, interval, number, with_sign
+from hiclip.evaluation.table import BASELINES, baselines_of, interval, metric_title, number, with_sign
 from pipeline.page import data_uri, figures, page, text
 
 _EXAMPLES = 6  # of each kind
@@ -36,7 +37,7 @@ def results_page(
     heads: Sequence[MeasuredHead] = (),
 ) -> str:
     """The whole page."""
-    parts = [*_head(outcome), *_columns(outcome)]
+    parts = [*_head(outcome), *_missing(outcome), *_columns(outcome)]
     for content, numbers in measured:
         parts += [f"<h2>{text(numbers.set)}</h2>", *_seen(content, numbers), *_numbers(numbers.results)]
         if numbers.subgroups:
@@ -82,6 +83,14 @@ def _head_numbers(head: MeasuredHead) -> Iterator[str]:
     yield from _numbers(head.results)
 
 
+def _missing(outcome: Outcome) -> Iterator[str]:
+    average = eleven_sets(outcome.results)
+    if average.there:
+        yield f"<p>Average of the eleven sets of HiCLIP's tables: {text(average)}.</p>\n"
+    for name, why in outcome.missing.items():
+        yield f"<p>Missing: {text(name)}: {text(why)}.</p>\n"
+
+
 def _columns(outcome: Outcome) -> Iterator[str]:
     columns = outcome.columns
     if columns is not None:
@@ -109,7 +118,8 @@ def _numbers(results: Sequence[Result]) -> Iterator[str]:
         "<p>Every line starts at zero. Pixels: the answer of the training picture that looks most alike. Majority: "
         "always the commonest answer. By subgroup: each subgroup counts the same; country flags are left out, here and "
         "in what follows. Error distance: steps up the label tree from a wrong answer to where it meets the right one, "
-        "1 to 3. Typical rank: geometric mean of the places at which retrieval finds the right answer.</p>"
+        "1 to 3. Typical rank: geometric mean of the places at which retrieval finds the right answer. *: the metric "
+        "that papers since CLIP quote for the set.</p>"
     )
     yield f'<div class="panel">{part.key(shapes)}<table><tr>{head}</tr>{rows}</table></div>\n'
 
@@ -127,7 +137,7 @@ def _row(result: Result, baselines: Sequence[str]) -> str:
         f"{result.count:,}",
     ]
     return (
-        f'<tr><td>{text(TITLES[result.metric])}</td><td class="range">'
+        f'<tr><td>{text(metric_title(result))}</td><td class="range">'
         f"{part.value_range(marks, result.low, result.high, end)}</td>"
         f'<td class="value">{text(with_sign(result.value, result.unit))}</td>'
         f'<td class="soft">{text(interval(result))}</td>'

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from hiclip.evaluation.asked import Asked
+from hiclip.evaluation.averages import eleven_sets
 from hiclip.evaluation.blocks import MapBlocks
 from hiclip.evaluation.columns import WrittenColumns, write_columns
 from hiclip.evaluation.embed import Embedder
@@ -16,6 +17,7 @@ from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.linear_probe import probe_name
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
+from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.results_page import results_page
 from hiclip.evaluation.run_sets import measure_probes, measure_sets
 from hiclip.training.checkpoint import local_files
@@ -24,6 +26,8 @@ from pipeline.mlflow_tracker import open_tracker
 from pipeline.storage import Folder
 
 REPORT = "report.html"
+TABLE_CSV = "results.csv"
+TABLE_MARKDOWN = "results.md"
 
 
 def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
@@ -54,6 +58,8 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
     outcome = _outcome(asked, [*measured, *probes], heads, drawings, written)
+    out.write_text(TABLE_CSV, results_csv(outcome, [*measured, *probes]))
+    out.write_text(TABLE_MARKDOWN, results_markdown(outcome, [*measured, *probes]))
     shown = [*zip(asked.contents, measured, strict=True)]
     shown += zip((test for _, test in asked.probed), probes, strict=True)
     out.write_text(REPORT, results_page(outcome, shown, drawings, heads))
@@ -111,9 +117,13 @@ def _record(asked: Asked, outcome: Outcome, out: Folder) -> str | None:
     seen, run_id = (0, None) if state is None else (state.seen, state.mlflow_run_id)
     tracker = open_tracker(job.mlflow, job.out, job.name, run_id, adds=True)
     numbers = {f"{result.set}/{result.metric}": result.value for result in outcome.results}
+    average = eleven_sets(outcome.results)
+    if average.top1 is not None and average.by_convention is not None:
+        numbers |= {"eleven_sets/top1": average.top1, "eleven_sets/by_convention": average.by_convention}
     tracker.metrics(numbers, seen)
     tracker.tag("evaluation", out.root)
-    names = [REPORT, *outcome.pictures, *(name.removesuffix("png") + "json" for name in outcome.pictures)]
+    drawn = [*outcome.pictures, *(name.removesuffix("png") + "json" for name in outcome.pictures)]
+    names = [REPORT, TABLE_CSV, TABLE_MARKDOWN, *drawn]
     with local_files(out, names) as here:
         for name in names:
             tracker.artifact(str(here / name), f"evaluation/seen-{seen:012d}")

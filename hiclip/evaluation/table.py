@@ -41,6 +41,11 @@ BASELINES = {"majority": "majority", "pixel_neighbours": "pixels"}
 """Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels."""
 
 
+def metric_title(result: Result) -> str:
+    """What a result's metric is called; starred where it is the one that papers quote for the set."""
+    return TITLES.get(result.metric, result.metric) + (" *" if result.quoted else "")
+
+
 def number(value: float | None, unit: str) -> str:
     """A value as it is written for people: shares in percent; a dash where there is none."""
     if value is None:
@@ -75,7 +80,7 @@ def results_table(name: str, results: Sequence[Result]) -> Table:
         table.add_column(title, justify="right")
     for result in results:
         table.add_row(
-            TITLES[result.metric],
+            metric_title(result),
             number(result.value, result.unit),
             interval(result),
             number(result.chance, result.unit),

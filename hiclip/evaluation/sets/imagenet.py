@@ -135,6 +135,7 @@ def classified(
         labels=np.array(labels, dtype=np.int64),
         tree=LabelTree(classes),
         templates=templates or imagenet_classes().templates,
+        convention="top1",
     )
     return EvaluationSet(name, questions_fingerprint(name, pictures, asked), pictures, asked)
 

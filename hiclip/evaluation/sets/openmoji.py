@@ -21,6 +21,7 @@ from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retr
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.retrieval import fits
 from hiclip.evaluation.set_pictures import StoredPictures
+from hiclip.evaluation.sets.labelled_files import Split
 from hiclip.evaluation.sets.prompt_templates import Templates
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
@@ -43,10 +44,10 @@ class OpenmojiSettings(Settings):
     retrieval_pairs: Annotated[int, Field(ge=2)] = 1000
     """Pictures and captions that take part in retrieval, chosen by hash: the same ones for every model and seed."""
 
-    def load(self, split: Literal["test", "train"] = "test") -> EvaluationSet:
-        """The set; DatasetError when its file is missing or is not what it should be."""
-        if split == "train":
-            raise DatasetError(f"{self.name}: expected the split test, came train: the set has no training pictures")
+    def load(self, split: Split = "test") -> EvaluationSet:
+        """The set; DatasetError when its file is missing or is not what it should be, or for its training split."""
+        if split != "test":
+            raise DatasetError(f"{self.name}: expected the split test, came {split}, which the set does not have")
         rows = _read(self.root)
         names = [folded(concept) for concept in rows["concept"]]
         classes = {name: place for place, name in reversed(list(enumerate(names)))}  # the first row of a name wins
