@@ -302,14 +302,15 @@ def duplicates(work: Path, sizes: list[int]) -> dict[str, object]:
     steps = {"exact": DuplicateSettings(near=None), "near": DuplicateSettings(exact=None, near=near)}
     seconds: dict[str, list[float]] = {step: [] for step in steps}
     memory: dict[str, list[int]] = {step: [] for step in steps}
-    with ray_session(RaySettings(num_cpus=_CORES)):
-        for rows in sizes:
+    for rows in sizes:
+        with ray_session(RaySettings(num_cpus=_CORES)):  # a worker keeps what it once took, so each size has its own
             span = _DUPLICATES_SPAN // _ROWS_A_SHARD
             pool = Pool(place, Folder(str(work / "work")), rows, _ROWS_A_SHARD, span, (looks,))
             judge(pool, [], lambda *_, **__: None)  # nothing is refused before
             for step, settings in steps.items():
                 with _peak("ray::") as peak:
-                    seconds[step].append(_timed(lambda pool=pool, settings=settings: refuse_duplicates(pool, settings)))  # type: ignore[misc]
+                    refuse = partial(refuse_duplicates, pool, settings)
+                    seconds[step].append(_timed(refuse))
                 memory[step].append(round(peak.megabytes))
     return {
         "pairs": sizes,
@@ -355,8 +356,8 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 class _peak:
-    """The most resident memory in MB, while it was open, of the largest child whose command holds `name`; "": of this
-    process, beyond what it had before."""
+    """The most memory of its own in MB, while it was open, of the largest child whose command holds `name`; "": of this
+    process, beyond what it had before. What processes share, as Ray's object store, is not counted."""
 
     def __init__(self, name: str) -> None:
         self.megabytes, self._name, self._ended = 0.0, name, threading.Event()
@@ -383,7 +384,8 @@ class _peak:
         for process in here.children(recursive=True) if self._name else [here]:
             try:
                 if self._name in " ".join(process.cmdline()):
-                    sizes.append(process.memory_info().rss)
+                    memory = process.memory_info()
+                    sizes.append(memory.rss - memory.shared)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
         return max(sizes) / 1e6

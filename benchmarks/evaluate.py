@@ -37,7 +37,7 @@ def main() -> None:
     """Runs the parts that are asked for, both by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["embed", "retrieval"])
-    parser.add_argument("--size", default="b32", help="of the model that embeds")
+    parser.add_argument("--size", default="vit_b_32", help="of the model that embeds")
     parser.add_argument("--hierarchy", action="store_true", help="HiCLIP's towers, not CLIP's")
     parser.add_argument("--pictures", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.annotation_resources import Resources
 from pipeline.jobfile import Settings
+from pipeline.pictures import as_seen
 
 LOOK_SIDE = 8  # px, of the colour thumbnail
 LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3
@@ -49,20 +50,8 @@ class Look(Settings):
 def look(image: bytes) -> tuple[int, bytes]:
     """A picture's difference hash (64 bits) and its colour thumbnail (LOOK_BYTES, RGB rows of 8 x 8 px)."""
     with Image.open(io.BytesIO(image)) as picture:
-        colour = _as_seen(picture)
+        colour = as_seen(picture)
     grey = np.asarray(colour.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits = (grey[:, 1:] - grey[:, :-1]) > _STEP
     number = int.from_bytes(np.packbits(bits).tobytes(), "big")
     return number, colour.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX).tobytes()
-
-
-def _as_seen(picture: Image.Image) -> Image.Image:
-    """In RGB, upright, and on white where it is see-through: as it is after a download, and as a model sees it."""
-    picture.load()  # what a PNG says of itself may stand behind its pixels
-    upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    see_through = upright.convert("RGBA")
-    ground = Image.new("RGB", upright.size, "white")
-    ground.paste(see_through, mask=see_through)
-    return ground

@@ -94,3 +94,17 @@ def _repainted(picture: Image.Image) -> bytes:
     encoded = io.BytesIO()
     upright.convert("RGBA" if see_through else "RGB").save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
+
+
+def as_seen(picture: Image.Image) -> Image.Image:
+    """In RGB, upright, and on white where it is see-through: as it is after a download, and as a model sees it."""
+    picture.load()  # what a PNG says of itself may stand behind its pixels
+    upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    see_through = upright.convert("RGBA")
+    ground = Image.new("RGB", upright.size, "white")
+    ground.paste(see_through, mask=see_through)
+    return ground

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pipeline.page import data_uri, text
+from pipeline.pictures import as_seen
 
 THUMBNAIL_PX = 160
 
@@ -111,7 +112,7 @@ def _card(card: Card) -> str:
 
 def _thumbnail(image: bytes) -> str:
     with Image.open(io.BytesIO(image)) as picture:
-        small = picture.convert("RGB")
+        small = as_seen(picture)
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     encoded = io.BytesIO()
     small.save(encoded, "WEBP", quality=82)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
+from hiclip.data.images import ImageError, decode
 from pipeline.page import data_uri, text
+
+_THUMBNAIL_PX = 200
+_SMALL_BYTES = 20_000
 
 STYLE = """
 :root{--pale:#2f7d6b38;--other:#d58a2a;--chance:#9a9ea5;--right:#e3f0ec;--cell:47,125,107}
@@ -108,13 +116,29 @@ def matrix(names: Sequence[str], shares: Sequence[Sequence[float]], counts: Sequ
     return f'<div class="panel"><table class="matrix"><tr><th></th>{head}</tr>{rows}</table></div>\n'
 
 
+def thumbnail(image: bytes) -> str:
+    """The address of a picture as a page shows it: itself if it is small, else shrunken; grey if it cannot be read."""
+    try:
+        pixels = decode(image)
+    except ImageError:
+        pixels = np.full((_THUMBNAIL_PX, _THUMBNAIL_PX, 3), 200, dtype=np.uint8)
+    else:
+        if len(image) <= _SMALL_BYTES:
+            return data_uri(image)
+    shown = Image.fromarray(pixels)
+    shown.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    encoded = io.BytesIO()
+    shown.save(encoded, "WEBP", quality=82)
+    return data_uri(encoded.getvalue())
+
+
 def card(image: bytes, title: str, note: str, answers: Sequence[tuple[str, bool]]) -> str:
     """A picture, what it is, and a list of answers: (answer, whether it is right)."""
     items = "".join(
         f'<li{" class=right" if right else ""} title="{text(answer)}">{text(answer)}</li>' for answer, right in answers
     )
     return (
-        f'<figure class="card"><img src="{data_uri(image)}" alt="" loading="lazy"><figcaption>{text(title)}'
+        f'<figure class="card"><img src="{thumbnail(image)}" alt="" loading="lazy"><figcaption>{text(title)}'
         f'<div class="soft">{text(note)}</div><ol>{items}</ol></figcaption></figure>'
     )
 
@@ -122,7 +146,7 @@ def card(image: bytes, title: str, note: str, answers: Sequence[tuple[str, bool]
 def found(caption: str, images: Sequence[tuple[bytes, bool]], note: str) -> str:
     """A caption, the pictures found for it (picture, whether it is right), and a note."""
     shown = "".join(
-        f'<img src="{data_uri(image)}" alt="" loading="lazy"{" class=right" if right else ""}>'
+        f'<img src="{thumbnail(image)}" alt="" loading="lazy"{" class=right" if right else ""}>'
         for image, right in images
     )
     return f'<div class="found"><div>{text(caption)}</div>{shown}<div class="soft">{text(note)}</div></div>'

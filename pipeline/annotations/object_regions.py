@@ -20,6 +20,7 @@ from pydantic import Field
 
 from pipeline.annotation_resources import Resources
 from pipeline.jobfile import JobError, Number, Settings
+from pipeline.pictures import as_seen
 from pipeline.wanted_package import expect_package
 
 
@@ -30,7 +31,7 @@ class ObjectRegionsAnnotation(Settings):
     """
 
     name: Literal["object_regions"] = "object_regions"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("image",)
     model: Annotated[str, Field(min_length=1)]
     """Name on a hub (`facebook/detr-resnet-50`) or folder of an object detector that transformers can load."""
@@ -70,7 +71,7 @@ class ObjectRegionsAnnotation(Settings):
 
     def _look(self, content: bytes) -> tuple[str | None, bytes | None]:
         with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGB")
+            picture = as_seen(opened)
         processor, model = _loaded(self.model, self.revision, self.resources.gpus > 0)
         inputs = processor(images=picture, return_tensors="pt").to(model.device)
         output = model(**inputs)

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pipeline.annotation_resources import Resources
 from pipeline.jobfile import JobError, Settings
+from pipeline.pictures import as_seen
 from pipeline.wanted_package import expect_package
 
 _OURS = Path(__file__).with_name("text_detector.onnx")
@@ -25,7 +26,7 @@ _TEXT = 0.3  # probability from which PP-OCR counts a pixel as text
 class TextInImageAnnotation(Settings):
     """Column `text_share`, 0..1: share of the picture's pixels that the detector takes for text."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["text_in_image"] = "text_in_image"
     longer_side: Annotated[int, Field(ge=_STRIDE)] = 512
@@ -61,7 +62,7 @@ class TextInImageAnnotation(Settings):
 
     def _share(self, content: bytes) -> float:
         with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGB")
+            picture = as_seen(opened)
         scale = min(1.0, self.longer_side / max(picture.size))
         width, height = (max(1, round(side * scale / _STRIDE)) * _STRIDE for side in picture.size)
         pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)

@@ -90,6 +90,13 @@ def test_mistakes_are_named(tmp_path: Path, sets: dict[str, str]) -> None:
             Decontaminate(sets=(one, wrong)).ready()
 
 
+def test_a_picture_of_16_bits_looks_as_its_copy_of_8() -> None:
+    shades = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    deep = Image.fromarray((shades * 257).astype(np.uint16))
+    assert deep.mode == "I;16"
+    assert look(encoded(deep)) == look(encoded(Image.fromarray(shades.astype(np.uint8))))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_a_see_through_picture_looks_as_its_copy_on_white(mode: str) -> None:
     """A download lays pictures on white; evaluation sets such as OpenMoji are see-through as they come."""
