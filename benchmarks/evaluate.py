@@ -65,10 +65,11 @@ def embed(model: ModelSettings, pictures: int, batch: int, rounds: int) -> dict[
         for number in range(pictures):
             place.write_bytes(f"{number}.jpg", _photograph(number))
         shown = [(FilePictures(place, tuple(f"{number}.jpg" for number in range(pictures))), np.arange(pictures))]
-        list(embed_pictures(embedder, [(shown[0][0], np.arange(batch))], batch, RayBlocks(), "warm"))  # starts a worker
+        blocks = RayBlocks()  # one of an evaluation, which ships the model once
+        list(embed_pictures(embedder, [(shown[0][0], np.arange(batch))], batch, blocks, "warm"))  # starts a worker
         for _ in range(rounds):
             began = time.perf_counter()
-            (found,) = embed_pictures(embedder, shown, batch, RayBlocks(), "pictures")
+            (found,) = embed_pictures(embedder, shown, batch, blocks, "pictures")
             rates["embedded"].append(pictures / (time.perf_counter() - began))
             assert not found.broken
             began = time.perf_counter()
@@ -78,7 +79,7 @@ def embed(model: ModelSettings, pictures: int, batch: int, rounds: int) -> dict[
             rates["forward"].append(pictures // batch * batch / (time.perf_counter() - began))
     ratios = [one / other for one, other in zip(rates["embedded"], rates["forward"], strict=True)]
     return {
-        "model": model.model_dump(exclude_defaults=True),
+        "model": {"size": model.size, "hierarchy": model.image_hierarchy},
         "pictures": pictures,
         "batch": batch,
         "pictures_per_s": {name: [round(one, 2) for one in values] for name, values in rates.items()},
