@@ -16,6 +16,8 @@ from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.heads.head_task import head_label
 from hiclip.evaluation.heads.measure_heads import AskedHead, ask_heads
 from hiclip.evaluation.linear_probe import load_splits
+from hiclip.evaluation.parsing import GivenTree, read_trees
+from hiclip.evaluation.segment_agreement import Outlined, read_outlines
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import JobError
 from pipeline.manifest import DatasetError, read_manifest
@@ -41,6 +43,8 @@ class Asked:
     contents: tuple[EvaluationSet, ...]
     probed: tuple[tuple[EvaluationSet, EvaluationSet], ...]
     """(train, test) of each set of the linear probe."""
+    trees: tuple[GivenTree, ...]
+    outlines: tuple[Outlined, ...]
     missing: dict[str, str]
     """Sets whose root is not there: name -> what was looked for. They are told of beside the results of the others."""
     datasets: tuple[str, ...]
@@ -58,6 +62,7 @@ class Asked:
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
         probed = [content.fingerprint for splits in self.probed for content in splits]
         heads = [head.fingerprint for head in self.heads]
+        heads += [self.hierarchy_key(self.trees), self.hierarchy_key(self.outlines)]
         asked = [_REVISION, job, self.model.weights, contents, probed, heads, sorted(self.missing)]
         return _digest(*asked, self.dataset_fingerprint, *([columns] if columns else []))
 
@@ -81,6 +86,11 @@ class Asked:
         assert job.linear_probe is not None
         how = job.linear_probe.model_dump(mode="json", exclude={"sets"})
         return _digest(how, *(self.set_key(content) for content in splits))
+
+    def hierarchy_key(self, asked: Sequence[object]) -> str:
+        """Hex sha256 of what numbers about hierarchies depend on; `asked`: the given trees, or what has masks."""
+        job = self.job
+        return _digest(_REVISION, self.model.weights, job.seed, job.draws, job.precision, job.centre_crop, repr(asked))
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
@@ -115,7 +125,23 @@ def ask(job: EvaluateJob) -> Asked:
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
     columns = ask_columns(job, model)
-    return Asked(job, model, contents, probed, missing, paths, fingerprint, columns, ask_heads(heads))
+    trees, outlines = _given_hierarchies(job, model)
+    return Asked(job, model, contents, probed, trees, outlines, missing, paths, fingerprint, columns, ask_heads(heads))
+
+
+def _given_hierarchies(job: EvaluateJob, model: EvaluatedModel) -> tuple[tuple[GivenTree, ...], tuple[Outlined, ...]]:
+    """The trees and masks that a model's are compared with. JobError if it has no affinities to make any of."""
+    settings = job.hierarchy
+    if settings is None:
+        return (), ()
+    for key, given, there in (
+        ("trees", settings.trees, model.settings.text_hierarchy),
+        ("masks", settings.masks, model.settings.image_hierarchy),
+    ):
+        if given is not None and not there:
+            raise JobError(f"hierarchy.{key}: expected a model with affinities to read, came {model.root} without")
+    trees = () if settings.trees is None else read_trees(settings.trees.path, settings.trees.labelled)
+    return tuple(trees), () if settings.masks is None else tuple(read_outlines(settings.masks))
 
 
 def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:

@@ -139,7 +139,7 @@ def _pictures(embedder: Embedder, pictures: Sequence[bytes], embed: Callable[[Te
             pixels[row] = eval_transform(picture, px, embedder.centre_crop)
         except ImageError:
             unreadable.append(row)
-    with _computing(embedder):
+    with computing(embedder):
         vectors = embed(normalise(torch.from_numpy(pixels).to(embedder.device)))
     vectors[unreadable] = np.nan
     return vectors
@@ -148,12 +148,12 @@ def _pictures(embedder: Embedder, pictures: Sequence[bytes], embed: Callable[[Te
 def text_vectors(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     """One batch: B texts -> (B, E) unit vectors; what is longer than the context is cut off, as in training."""
     tokens = torch.from_numpy(Tokenizer(embedder.sizes.context).encode(texts))
-    with _computing(embedder):
+    with computing(embedder):
         return _unit(embedder.towers.text_tower(trim_padding(tokens).to(embedder.device)).vector)
 
 
 @contextlib.contextmanager
-def _computing(embedder: Embedder) -> Iterator[None]:
+def computing(embedder: Embedder) -> Iterator[None]:
     """The towers on their device, no gradients, the job's arithmetic, and torch's threads set for the while."""
     threads = torch.get_num_threads()
     embedder.towers.eval().to(embedder.device)

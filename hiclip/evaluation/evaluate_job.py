@@ -39,6 +39,27 @@ class LinearProbeSettings(Settings):
     """Share of each class's training pictures that chooses C, drawn by hash of their names."""
 
 
+class TreeSettings(Settings):
+    """Given trees of captions, which the model's are compared with."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """File with a bracketed tree a line, as VG-NSL gives for MSCOCO's test captions: `( ( a cat ) ( sits ... ) )`."""
+    labelled: bool = False
+    """Whether brackets begin with a label, as in the Penn Treebank: `(S (NP (DT a) (NN cat)) ...)`."""
+
+
+class MaskSettings(Settings):
+    """Pictures with masks of what is in them, which the model's groups are compared with."""
+
+    pictures: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// of pictures."""
+    masks: Annotated[str, Field(min_length=1)]
+    """Folder or s3:// of PNGs of the same names and sizes: a number a pixel says which segment it belongs to (COCO's
+    panoptic colours are such numbers too)."""
+    void: int = 255
+    """Number of pixels that belong to nothing; 0 for COCO's panoptic masks."""
+
+
 class HierarchySettings(Settings):
     """Which captions become trees and which pictures are shown with their groups."""
 
@@ -49,6 +70,10 @@ class HierarchySettings(Settings):
     first dataset if several were mixed."""
     set_pictures: Annotated[int, Field(ge=0)] = 4
     """Pictures of the first set that are drawn, chosen by hash."""
+    trees: TreeSettings | None = None
+    """Parse F1 against given trees; null measures none."""
+    masks: MaskSettings | None = None
+    """Agreement of groups with given segments; null measures none."""
 
 
 ColumnName = Literal["clip_score", "embedding"]
@@ -118,8 +143,11 @@ class EvaluateJob(Job):
 
     @model_validator(mode="after")
     def _asks_something(self) -> EvaluateJob:
-        if not self.sets and not self.heads and self.columns is None and self.linear_probe is None:
-            raise ValueError("sets: expected one or more, or linear_probe, heads or columns, came none of them")
+        given = (None, None) if self.hierarchy is None else (self.hierarchy.trees, self.hierarchy.masks)
+        if not any((self.sets, self.heads, self.columns, self.linear_probe, *given)):
+            raise ValueError(
+                "sets: expected one or more, or linear_probe, heads, columns, hierarchy.trees or .masks, came none"
+            )
         labels = [head_label(head) for head in self.heads]
         twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
         if twice is not None:

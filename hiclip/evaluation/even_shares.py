@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hiclip.model.affinity import PatchLinks, grid_affinity
-from hiclip.model.trees import Array, PatchLinkArrays
+from hiclip.model.trees import Array, PatchGroups, PatchLinkArrays, patch_groups, quantile_thresholds
 
 
 def beyond_even_shares(links: Sequence[PatchLinkArrays]) -> list[PatchLinkArrays]:
@@ -28,6 +28,16 @@ def beyond_even_shares(links: Sequence[PatchLinkArrays]) -> list[PatchLinkArrays
         (_strength(right) / _strength(even_right), _strength(down) / _strength(even_down))
         for (right, down), (even_right, even_down) in zip(links, even, strict=True)
     ]
+
+
+def relative_groups(links: Sequence[PatchLinkArrays]) -> PatchGroups:
+    """Groups by what links have beyond even shares, a fixed share of them cut at each layer.
+
+    The share falls from 0.8 at the bottom to 0.45 at the top: about half the links of a square grid hold it together,
+    so that the top layer is left with a few groups and not with one.
+    """
+    beyond = beyond_even_shares(links)
+    return patch_groups(beyond, quantile_thresholds(beyond, np.linspace(0.8, 0.45, len(links)).tolist()))
 
 
 def even_shares(rows: int, columns: int, layers: int) -> list[PatchLinkArrays]:

@@ -20,17 +20,15 @@ from hiclip.data.tokenizer import Tokenizer, Word
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.caption_figure import CaptionPanel, caption_figure
 from hiclip.evaluation.evaluation_set import drawn
-from hiclip.evaluation.even_shares import beyond_even_shares
+from hiclip.evaluation.even_shares import relative_groups
 from hiclip.evaluation.picture_figure import PictureRow, picture_figure
 from hiclip.evaluation.tree_text import tree_text
 from hiclip.model.sizes import resolve
 from hiclip.model.trees import (
-    PatchGroups,
     PatchLinkArrays,
     caption_links,
     patch_groups,
     picture_links,
-    quantile_thresholds,
     sentence_dendrogram,
     sentence_tree,
     word_links,
@@ -186,16 +184,6 @@ def _draw_picture(place: int, title: str, picture: bytes, models: Sequence[_Mode
 @torch.inference_mode()
 def _picture_links(model: _Model, pixels: Pixels) -> list[PatchLinkArrays]:
     return picture_links(model.towers.image_tower(normalise(torch.from_numpy(pixels[None]))).affinities, 0)
-
-
-def relative_groups(links: Sequence[PatchLinkArrays]) -> PatchGroups:
-    """Groups by what links have beyond even shares, a fixed share of them cut at each layer.
-
-    The share falls from 0.8 at the bottom to 0.45 at the top: about half the links of a square grid hold it together,
-    so that the top layer is left with a few groups and not with one.
-    """
-    beyond = beyond_even_shares(links)
-    return patch_groups(beyond, quantile_thresholds(beyond, np.linspace(0.8, 0.45, len(links)).tolist()))
 
 
 def _json(content: dict[str, Any]) -> str:

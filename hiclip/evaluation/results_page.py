@@ -28,6 +28,10 @@ from pipeline.page import data_uri, figures, page, text
 _EXAMPLES = 6  # of each kind
 _MOST_CLASSES = 30  # that a table of all against all can show
 _MISTAKES = 20
+_AGREEMENTS = {
+    "parsing": "Trees of captions beside given ones",
+    "segments": "Groups of patches beside given segments",
+}
 
 
 def results_page(
@@ -49,6 +53,9 @@ def results_page(
             parts += _retrieved(content.pictures, content.retrieval, numbers.texts_found)
     for head in heads:
         parts += _head_numbers(head)
+    for name in ("parsing", "segments"):
+        results = [result for result in outcome.results if result.set == name]
+        parts += [f"<h2>{text(_AGREEMENTS[name])}</h2>", *_numbers(results)] if results else []
     parts += _hierarchies(drawings)
     return page(f"Evaluation {outcome.name}", part.STYLE, parts)
 
@@ -293,12 +300,18 @@ def _hierarchies(drawings: Sequence[Drawing]) -> Iterator[str]:
             "what a link has beyond the strength that its place in the grid gives it. Then HiCLIP's thresholds, where "
             "they show more than single patches; they partly measure depth. What the control shows too is not learnt.",
         ),
+        "agreement": (
+            "How far they agree with people's",
+            "Beside trees and groups that know nothing of the caption or the picture, and beside an untrained model.",
+        ),
     }
     for kind, (title, words) in headings.items():
         shown = [drawing for drawing in drawings if drawing.kind == kind]
         if shown:
             yield f"<h2>{title}</h2><p>{words}</p>"
         for drawing in shown:
+            note = f"<p>{text(drawing.title)}</p>" if kind == "agreement" else ""
             yield (
-                f'<div class="panel drawing"><img src="{data_uri(drawing.png)}" alt="{text(drawing.title)}"></div>\n'
+                f'<div class="panel drawing"><img src="{data_uri(drawing.png)}" alt="{text(drawing.title)}">{note}'
+                "</div>\n"
             )

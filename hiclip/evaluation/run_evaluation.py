@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+from hiclip.evaluation.agreement_figure import layers_figure, parse_figure
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.averages import eleven_sets
 from hiclip.evaluation.blocks import MapBlocks
@@ -19,7 +20,7 @@ from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.results_page import results_page
-from hiclip.evaluation.run_sets import measure_probes, measure_sets
+from hiclip.evaluation.run_sets import MeasuredHierarchies, measure_hierarchies, measure_probes, measure_sets
 from hiclip.training.checkpoint import local_files
 from hiclip.training.cost import parameters, train_flops
 from pipeline.mlflow_tracker import open_tracker
@@ -48,16 +49,19 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
         with _timed("heads", seconds):
             measurer = HeadMeasurer(embedder, asked.model.weights, map_blocks, out, job.seed, job.batch, job.draws)
             heads = [measurer.measure(head) for head in asked.heads]
+    with _timed("hierarchies", seconds):
+        hierarchies = measure_hierarchies(asked, embedder, map_blocks, out)
     written = None
     if asked.columns is not None:
         with _timed("columns", seconds):
             written = write_columns(asked.columns, embedder, map_blocks)
     with _timed("drawings", seconds):
         drawings = draw_hierarchies(asked, towers.cpu()) if job.hierarchy is not None else []
+        drawings += _agreements(hierarchies)
         for drawing in drawings:
             out.write_bytes(f"{drawing.name}.png", drawing.png)
             out.write_text(f"{drawing.name}.json", drawing.json)
-    outcome = _outcome(asked, [*measured, *probes], heads, drawings, written)
+    outcome = _outcome(asked, [*measured, *probes], heads, hierarchies, drawings, written)
     out.write_text(TABLE_CSV, results_csv(outcome, [*measured, *probes]))
     out.write_text(TABLE_MARKDOWN, results_markdown(outcome, [*measured, *probes]))
     shown = [*zip(asked.contents, measured, strict=True)]
@@ -68,6 +72,17 @@ def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
     outcome = outcome.model_copy(update={"mlflow_run_id": run_id, "seconds": seconds})
     out.write_text(RESULT, outcome.model_dump_json(indent=1) + "\n")
     return outcome
+
+
+def _agreements(hierarchies: MeasuredHierarchies) -> Iterator[Drawing]:
+    """Pictures of the numbers about trees and groups."""
+    parsed, grouped = hierarchies.parsed, hierarchies.grouped
+    if parsed is not None:
+        said = f"{parsed.sentences:,} sentences, {len(parsed.unaligned):,} more could not be aligned"
+        yield Drawing("hierarchy/parsing", "agreement", said, parse_figure(parsed), parsed.model_dump_json() + "\n")
+    if grouped is not None:
+        said = f"{grouped.pictures:,} pictures, {grouped.left_out:,} more left out"
+        yield Drawing("hierarchy/segments", "agreement", said, layers_figure(grouped), grouped.model_dump_json() + "\n")
 
 
 @contextmanager
@@ -81,6 +96,7 @@ def _outcome(
     asked: Asked,
     measured: Sequence[MeasuredSet],
     heads: Sequence[MeasuredHead],
+    hierarchies: MeasuredHierarchies,
     drawings: Sequence[Drawing],
     columns: WrittenColumns | None,
 ) -> Outcome:
@@ -99,10 +115,13 @@ def _outcome(
             **{content.name: content.fingerprint for content in asked.contents},
             **{probe_name(test): test.fingerprint for _, test in asked.probed},
             **{head.label: head.fingerprint for head in asked.heads},
+            **({"parsing": asked.hierarchy_key(asked.trees)} if asked.trees else {}),
+            **({"segments": asked.hierarchy_key(asked.outlines)} if asked.outlines else {}),
         },
         missing=asked.missing,
         results=[result for one in measured for result in one.results]
-        + [result for head in heads for result in head.results],
+        + [result for head in heads for result in head.results]
+        + hierarchies.results,
         subgroups={one.set: one.subgroups for one in measured},
         pictures=[f"{drawing.name}.png" for drawing in drawings],
         tree=next((drawing.text for drawing in drawings if drawing.text), ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -20,6 +21,7 @@ from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.evaluate_job import PixelNeighboursSettings
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.hierarchies import untrained
 from hiclip.evaluation.linear_probe import probe, probe_name
 from hiclip.evaluation.measure import (
     METRICS,
@@ -30,8 +32,10 @@ from hiclip.evaluation.measure import (
     measure,
     model_scores,
 )
+from hiclip.evaluation.parsing import Parsed, parse_f1
 from hiclip.evaluation.pixel_neighbours import pixel_scores
 from hiclip.evaluation.result import Result
+from hiclip.evaluation.segment_agreement import Grouped, group_agreement
 from hiclip.evaluation.sets import SetSettings
 from hiclip.evaluation.zero_shot import majority_scores
 from hiclip.training.published_weights import towers_at
@@ -114,6 +118,43 @@ def measure_probes(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out:
         _once(out, f"sets/{probe_name(splits[1])}", asked.probe_key(splits), MeasuredSet, partial(compute, splits))
         for splits in asked.probed
     ]
+
+
+class MeasuredHierarchies(Settings):
+    """How a model's trees and groups agree with given ones; null for what was not asked."""
+
+    parsed: Parsed | None = None
+    grouped: Grouped | None = None
+
+    @property
+    def results(self) -> list[Result]:
+        """Of both."""
+        return [one for part in (self.parsed, self.grouped) if part is not None for one in part.results]
+
+
+def measure_hierarchies(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> MeasuredHierarchies:
+    """Parse F1 and group agreement as far as the job asks for them; remembered likewise."""
+    job, parsed, grouped = asked.job, None, None
+    if not asked.trees and not asked.outlines:
+        return MeasuredHierarchies()
+    control = replace(embedder, towers=untrained(embedder.towers, job.seed))
+    if asked.trees:
+        key = asked.hierarchy_key(asked.trees)
+        parsed = _once(
+            out, "sets/parsing", key, Parsed,
+            lambda: parse_f1("parsing", asked.trees, embedder, control, job.batch, map_blocks, job.seed, job.draws),
+        )  # fmt: skip
+    if asked.outlines:
+        assert job.hierarchy is not None
+        assert job.hierarchy.masks is not None
+        masks, key = job.hierarchy.masks, asked.hierarchy_key(asked.outlines)
+        grouped = _once(
+            out, "sets/segments", key, Grouped,
+            lambda: group_agreement(
+                "segments", masks, asked.outlines, embedder, control, job.batch, map_blocks, job.seed, job.draws
+            ),
+        )  # fmt: skip
+    return MeasuredHierarchies(parsed=parsed, grouped=grouped)
 
 
 def measured_before(asked: Asked, content: EvaluationSet, out: Folder) -> bool:

@@ -28,6 +28,12 @@ TITLES = {
     "text_to_image_r10": "text → image R@10",
     "rsum": "Rsum, of 600",
     "loss": "loss, nats",
+    "parse_f1": "F1 of the parse",
+    "parse_corpus_f1": "F1 of the parse, all spans",
+    "dendrogram_f1": "F1 of the dendrogram",
+    "dendrogram_corpus_f1": "F1 of the dendrogram, all spans",
+    "group_ari": "adjusted Rand index, middle layer",
+    "segment_covering": "covering of segments, middle layer",
     "typical_rank": "typical rank",
     "accuracy": "accuracy",
     "accuracy_yes_no": "accuracy, yes/no",
@@ -37,8 +43,17 @@ TITLES = {
     "accuracy_dev": "accuracy, dev",
     "accuracy_test": "accuracy, test",
 }
-BASELINES = {"majority": "majority", "pixel_neighbours": "pixels"}
-"""Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels."""
+BASELINES = {
+    "majority": "majority",
+    "pixel_neighbours": "pixels",
+    "untrained": "untrained",
+    "left": "left",
+    "right": "right",
+    "halves": "halves",
+    "blocks": "blocks",
+}
+"""Columns of the table that a job may have, in their order: pixels is the nearest neighbour in pixels; left, right and
+halves are trees, blocks are groups that know nothing of the caption or picture."""
 
 
 def metric_title(result: Result) -> str:

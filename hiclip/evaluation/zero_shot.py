@@ -38,7 +38,7 @@ error_distance: mean steps up the label tree from a wrong first answer to a node
 subgroup, 2 same group, 3 nothing shared; pictures of the subgroups left out do not count.
 left_out_*: share of the pictures of the subgroups left out.
 
-Of a flat tree the first three alone.
+Of a flat tree the first three alone, and error_distance where the classes hang in a hierarchy of any depth (WordNet).
 """
 
 FLAT = 3
@@ -93,7 +93,7 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     hit1, hit5 = (predictions.ranks <= 1).astype(np.float64), (predictions.ranks <= 5).astype(np.float64)
     plain = _flat_statistic(labels, hit1, hit5)
     if tree.flat:
-        return lambda weights: np.hstack([plain(weights), np.full((len(weights), len(METRICS) - FLAT), np.nan)])
+        return _of_flat(plain, predictions, tree)
     # An unreadable picture has a first answer too, but not one that anybody gave.
     distance = np.where(predictions.ranks > len(tree.classes), 3, tree.distances(first, labels))
     counted = tree.counted()[labels].astype(np.float64)
@@ -123,6 +123,24 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
                 over(hit5, left_out),
             ]
         )
+
+    return statistic
+
+
+def _of_flat(plain: Statistic, predictions: Predictions, tree: LabelTree) -> Statistic:
+    """Without subgroups; with error_distance where a hierarchy of classes says how far they are apart."""
+    place = METRICS.index("error_distance")
+    wrong = (predictions.ranks > 1).astype(np.float64)[:, None]
+    far = tree.distances(predictions.best[:, 0], predictions.labels).astype(np.float64)
+    if tree.heights is not None:  # an unreadable picture has a first answer too, but not one that anybody gave
+        far = np.where(predictions.ranks > len(tree.classes), tree.heights.max(), far)
+
+    def statistic(weights: FloatArray) -> FloatArray:
+        found = np.full((len(weights), len(METRICS)), np.nan)
+        found[:, :FLAT] = plain(weights)
+        if tree.heights is not None:
+            found[:, place] = weighted_mean(weights, far[:, None] * wrong, wrong)[:, 0]
+        return found
 
     return statistic
 
@@ -172,7 +190,10 @@ def zero_shot_chance(labels: IntArray, tree: LabelTree) -> FloatArray:
     classes = len(tree.classes)
     one, five = 1.0 / classes, min(5, classes) / classes
     if tree.flat:
-        return np.array([one, five, one] + [np.nan] * (len(METRICS) - FLAT))
+        found = np.array([one, five, one] + [np.nan] * (len(METRICS) - FLAT))
+        if tree.heights is not None:
+            found[METRICS.index("error_distance")] = (tree.heights[labels].sum(axis=1) / max(1, classes - 1)).mean()
+        return found
     subgroup, group = _sizes(tree.subgroups), _sizes(tree.groups)
     counted = tree.counted()[labels]
     names, number = tree.subgroup_numbers()

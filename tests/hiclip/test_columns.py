@@ -288,7 +288,10 @@ def test_columns_of_others_are_refused_in_one_line(
         (changed(adds=["clip_scor"]), "columns.adds.0: expected"),
         (changed(adds=["embedding", "embedding"]), "columns.adds: expected each column once"),
         (changed(adds=[]), "columns.adds: expected a list of at least 1"),
-        ({**job, "columns": None}, "sets: expected one or more, or linear_probe, heads or columns, came none"),
+        (
+            {**job, "columns": None},
+            "sets: expected one or more, or linear_probe, heads, columns, hierarchy.trees or .masks, came none",
+        ),
     ]:
         assert _run({**mistaken, "out": str(tmp_path / "out")}, file) == 2
         said = capsys.readouterr().err.strip()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hiclip.evaluation.label_tree import LabelTree
+from hiclip.evaluation.label_tree import LabelTree, meeting_heights
+from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
 from hiclip.evaluation.zero_shot import (
     METRICS,
     class_vectors,
@@ -59,6 +60,41 @@ def test_a_flat_set_has_three_metrics() -> None:
     assert chance[:3] == pytest.approx([1 / 6, 5 / 6, 1 / 6])
     assert np.isnan(chance[3:]).all()
     assert majority_scores(np.array([1, 1, 0]), flat).argmax(axis=1).tolist() == [1, 1, 1]
+
+
+def test_heights_of_meetings_where_a_node_has_two_parents() -> None:
+    parents = {
+        "cat": ["mammal", "pet"], "dog": ["mammal"], "frog": ["animal"], "goldfish": ["pet"], "oak": ["plant"],
+        "mammal": ["animal"], "pet": ["animal"], "animal": ["thing"], "plant": ["thing"],
+    }  # fmt: skip
+    names = ["cat", "dog", "frog", "goldfish", "oak"]
+    heights = meeting_heights(parents, names)
+    assert heights.tolist() == [
+        [0, 1, 2, 1, 3],
+        [1, 0, 2, 2, 3],
+        [2, 2, 0, 2, 3],
+        [1, 2, 2, 0, 3],
+        [3, 3, 3, 3, 0],
+    ]
+    tree = LabelTree(tuple(names), heights=heights)
+    scores = np.eye(5)[[1, 1, 4, 3]]
+    found = _measure(scores, [0, 1, 2, 3], tree)
+    assert found["error_distance"] == pytest.approx((1 + 3) / 2), "of the wrong answers alone"
+    assert found["top1"] == 0.5
+    chance = dict(zip(METRICS, zero_shot_chance(np.array([4]), tree).tolist(), strict=True))
+    assert chance["error_distance"] == 3.0
+    scores[0] = np.nan
+    assert _measure(scores, [0, 1, 2, 3], tree)["error_distance"] == pytest.approx((3 + 3) / 2), (
+        "unreadable: as far as can be"
+    )
+
+
+def test_imagenets_mistakes_are_weighed_by_wordnet() -> None:
+    heights, names = wordnet_heights("imagenet"), imagenet_classes().names
+    tabby, tiger_cat, fig = names.index("tabby cat"), names.index("tiger cat"), names.index("fig")
+    assert heights.shape == (1000, 1000)
+    assert (heights == heights.T).all()
+    assert 0 < heights[tabby, tiger_cat] < heights[tabby, fig] <= heights.max()
 
 
 def test_steps_up_the_label_tree() -> None:

@@ -20,7 +20,7 @@ from scipy.io.matlab import MatReadError
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, questions_fingerprint
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.set_pictures import FilePictures, SetPictures
-from hiclip.evaluation.sets.imagenet_classes import imagenet_classes
+from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
 from hiclip.evaluation.sets.prompt_templates import Templates
 from hiclip.evaluation.sets.set_files import picture_files, stored_bytes, stored_lines, told_published
 from pipeline.jobfile import Settings
@@ -133,7 +133,7 @@ def classified(
     asked = Classification(
         rows=np.arange(len(pictures)),
         labels=np.array(labels, dtype=np.int64),
-        tree=LabelTree(classes),
+        tree=LabelTree(classes, heights=wordnet_heights(name) if name != "objectnet" else None),
         templates=templates or imagenet_classes().templates,
         convention="top1",
     )

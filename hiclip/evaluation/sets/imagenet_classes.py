@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
+
+from hiclip.evaluation.label_tree import meeting_heights
+from hiclip.evaluation.retrieval import IntArray
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ def imagenet_parents() -> dict[str, list[str]]:
     """
     parents: dict[str, list[str]] = _content("imagenet_wordnet.json")["parents"]
     return parents
+
+
+@cache
+def wordnet_heights(name: str) -> IntArray:
+    """(C, C) for the classes of the set `name`: how far up WordNet two of them meet, see `meeting_heights`."""
+    return meeting_heights(imagenet_parents(), imagenet_classes().wnids_of(name))
 
 
 def imagenet_lemmas() -> dict[str, str]:
