@@ -119,7 +119,7 @@ def test_the_command_beside_trees_that_know_nothing(tmp_path: Path) -> None:
         assert set(one.baselines) == {"untrained", "left", "right", "halves", "random"}
         assert one.chance == one.baselines["random"]
         assert (one.set, one.count) == ("parsing", 3)
-    assert found["dendrogram_f1"].baselines["right"] == pytest.approx(np.mean([2 * 2 / 7, 1.0, 2 * 1 / 4]))
+    assert found["dendrogram_f1"].baselines["right"] == pytest.approx(np.mean([2 * 2 / 8, 1.0, 2 * 1 / 4]))
     page = (tmp_path / "out/report.html").read_text()
     assert "Trees of captions beside given ones" in page
     assert "3 sentences, 1 more could not be aligned" in page
