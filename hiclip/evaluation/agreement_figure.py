@@ -22,7 +22,7 @@ _WAYS = (("model", _MODEL, "-"), ("untrained", "#7f838a", "--"), ("regular block
 
 def parse_figure(parsed: Parsed) -> bytes:
     """F1 of every reading with its interval, and the baselines, as bars; PNG."""
-    figure = Figure(figsize=(3.1 * len(parsed.results), 3.3), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(3.3 * len(parsed.results), 3.3), dpi=_DPI, layout="constrained")
     for axes, result in zip(_panels(figure, len(parsed.results)), parsed.results, strict=True):
         _bars(axes, result)
     return _png(figure)
@@ -42,7 +42,7 @@ def _bars(axes: Axes, result: Result) -> None:
     axes.set_yticks(places, names, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, max(10.0, 108 * max(*values, result.high)))
-    axes.set_title(f"{TITLES[result.metric]}, %", fontsize=10, loc="left")
+    axes.set_title(f"{TITLES[result.metric]}, %", fontsize=9.5, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hiclip.evaluation.result import Result
+from hiclip.evaluation.result import LOWER_IS_BETTER, Result
 
 TITLES = {
     "top1": "top-1",
@@ -56,6 +56,10 @@ BASELINES = {
 halves are trees, blocks are groups that know nothing of the caption or picture."""
 
 
+_MOST_COLUMNS = 3
+"""Baselines that fit a terminal of 80 columns side by side."""
+
+
 def metric_title(result: Result) -> str:
     """What a result's metric is called; starred where it is the one that papers quote for the set."""
     return TITLES.get(result.metric, result.metric) + (" *" if result.quoted else "")
@@ -88,10 +92,12 @@ def baselines_of(results: Sequence[Result]) -> list[str]:
 def results_table(name: str, results: Sequence[Result]) -> Table:
     """One set, metric by metric: the model with its interval, and what would be reached without one. 80 columns."""
     columns = baselines_of(results)
+    wide = len(columns) > _MOST_COLUMNS
     table = Table(title=name, title_style="bold", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric, in %", no_wrap=True)
     table.add_column("model", justify="right", style="bold")
-    for title in ("95 % interval", "chance", *(BASELINES[name] for name in columns)):
+    names = ["best baseline"] if wide else [BASELINES[name] for name in columns]
+    for title in ("95 % interval", "chance", *names):
         table.add_column(title, justify="right")
     for result in results:
         table.add_row(
@@ -99,6 +105,13 @@ def results_table(name: str, results: Sequence[Result]) -> Table:
             number(result.value, result.unit),
             interval(result),
             number(result.chance, result.unit),
-            *(number(result.baselines.get(name), result.unit) for name in columns),
+            *([_best(result)] if wide else [number(result.baselines.get(name), result.unit) for name in columns]),
         )
     return table
+
+
+def _best(result: Result) -> str:
+    """The baseline that comes furthest, and which one it is."""
+    best = min if result.metric in LOWER_IS_BETTER else max
+    name = best((name for name in result.baselines if name in BASELINES), key=result.baselines.__getitem__)
+    return f"{number(result.baselines[name], result.unit)} {BASELINES[name]}"
