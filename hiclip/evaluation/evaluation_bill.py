@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -40,11 +41,22 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
         yield content.name, _set_line(asked, content)
     for head in asked.heads:
         yield head.label, _head_line(head)
+    for train, test in asked.probed:
+        yield (
+            f"linear_probe/{test.name}",
+            f"{len(train.pictures):,} pictures to learn from, {len(test.pictures):,} to test",
+        )
+    if asked.trees:
+        yield "parsing", f"{len(asked.trees):,} given trees"
+    if asked.outlines:
+        yield "segments", f"{len(asked.outlines):,} pictures with masks"
+    for name, why in asked.missing.items():
+        yield name, f"missing: {why}"
     columns = asked.columns
     pairs = 0 if columns is None or columns.written is not None else columns.manifest.pairs
     if columns is not None:
         yield "columns", _columns_line(columns)
-    pictures = sum(len(content.pictures) for content in asked.contents) + pairs
+    pictures = sum(len(content.pictures) for content in (*asked.contents, *itertools.chain(*asked.probed))) + pairs
     texts = sum(len(set(_texts(content))) for content in asked.contents)
     tasks = {head.fingerprint: head.task for head in asked.heads}.values()
     pictures += sum(len(task.pictures) for task in tasks)

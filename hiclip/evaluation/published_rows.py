@@ -1,7 +1,8 @@
 """What papers and repositories print, row by row, to stand beside what was measured: `published/rows.json`.
 
 Numbers are as printed, in percent, without intervals: nobody published any. A cell that could not be read is null; what
-is uncertain about a row is its note. Set and metric names are ours; `eleven_sets` and `linear_probe/ten_sets` are averages.
+is uncertain about a row is its note. Set and metric names are ours; `eleven_sets` and `linear_probe/ten_sets` are
+averages.
 """
 
 from __future__ import annotations

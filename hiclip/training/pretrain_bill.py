@@ -69,6 +69,9 @@ def _lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Iterator[t
         "checkpoints",
         f"{at_least}{saved} of {_size(size)}; {keep} stay, one is being written: {_size(size * (keep + 1))}",
     )
+    if job.evaluation is not None:
+        names = ", ".join(settings.name for settings in job.evaluation.sets)
+        yield "evaluation", f"{names} every {job.evaluation.every_pairs:,} pairs, beside training"
     yield from _price_lines(job)
 
 
