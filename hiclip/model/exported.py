@@ -7,7 +7,6 @@ config.json            what the model is, and how pictures and captions are give
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hiclip.model.sizes import ModelSettings, resolve
-from hiclip.model.two_towers import TwoTowers
+from hiclip.model.two_towers import TwoTowers, differing_weights, listed
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 FORMAT = 1
-_NAMED = 4
-"""Names that an error lists before it only counts."""
 
 
 def config_of(settings: ModelSettings) -> dict[str, Any]:
@@ -41,14 +38,7 @@ def load(path: str) -> TwoTowers:
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
-    own = towers.state_dict()
-    misshapen = [
-        f"{name} ({tuple(weights[name].shape)}, expected {tuple(own[name].shape)})"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    faults = {"missing": own.keys() - weights.keys(), "unknown": weights.keys() - own.keys(), "misshapen": misshapen}
-    said = "; ".join(f"{what}: {_listed(names)}" for what, names in faults.items() if names)
+    said = differing_weights(towers, weights)
     if said:
         raise ValueError(f"{file}: the weights are not those of the model in {CONFIG}; {said}")
     towers.load_state_dict(weights)
@@ -67,7 +57,7 @@ def _settings(file: Path) -> ModelSettings:
         raise ValueError(f"{file}: expected format {FORMAT} and the keys of a model, came something else")
     known = {field.name for field in fields(ModelSettings)}
     if model.keys() != known:
-        raise ValueError(f"{file}: expected the model's keys, differing: {_listed(model.keys() ^ known)}")
+        raise ValueError(f"{file}: expected the model's keys, differing: {listed(model.keys() ^ known)}")
     if isinstance(model["hierarchy_layers"], list):
         model["hierarchy_layers"] = tuple(model["hierarchy_layers"])
     settings = ModelSettings(**model)
@@ -76,8 +66,3 @@ def _settings(file: Path) -> ModelSettings:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: no such model: {error}") from None
     return settings
-
-
-def _listed(names: Collection[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(sorted(names)[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from hiclip.model.sizes import ModelSettings, ResNetSize, resolve
 from hiclip.model.text_tower import TextTower
 from hiclip.model.tower_output import TowerOutput
 from hiclip.model.transformer import Transformer
+
+_NAMED = 4
+"""Names that an error lists before it only counts."""
 
 __all__ = ["LogitScale", "TowerOutput", "TwoTowers"]
 
@@ -71,3 +75,21 @@ class TwoTowers(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer):
                 module.recomputes = wanted
+
+
+def differing_weights(towers: TwoTowers, weights: Mapping[str, Tensor]) -> str:
+    """In what `weights` are not those of a model of this shape, in a few words; empty if they are."""
+    own = towers.state_dict()
+    misshapen = [
+        f"{name} ({tuple(weights[name].shape)}, expected {tuple(own[name].shape)})"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    faults = {"missing": own.keys() - weights.keys(), "unknown": weights.keys() - own.keys(), "misshapen": misshapen}
+    return "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
+
+
+def listed(names: Collection[str]) -> str:
+    """The first few names in order, and how many more there are."""
+    rest = len(names) - _NAMED
+    return ", ".join(sorted(names)[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

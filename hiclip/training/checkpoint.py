@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiclip.model.sizes import ModelSettings
-from hiclip.model.two_towers import TwoTowers
+from hiclip.model.two_towers import TwoTowers, differing_weights
 from hiclip.training.history import StepRow, from_csv, to_csv
 from pipeline.jobfile import InputError, Settings
 from pipeline.storage import Folder, StorageError, folder
@@ -165,10 +165,10 @@ def load_towers(path: str) -> tuple[TwoTowers, TrainState]:
         raise CheckpointError(f"{checkpoint.place.join('model.json')}: {error}") from None
     weights = checkpoint.weights()
     own = {name.removeprefix("towers."): tensor for name, tensor in weights.items() if name.startswith("towers.")}
-    try:
-        towers.load_state_dict(own)
-    except RuntimeError as error:  # names or shapes that are not this model's
-        raise CheckpointError(f"{checkpoint.place.root}: {' '.join(str(error).split())}") from None
+    said = differing_weights(towers, own)
+    if said:
+        raise CheckpointError(f"{checkpoint.place.root}: the weights are not those of the model in model.json; {said}")
+    towers.load_state_dict(own)
     return towers.eval(), checkpoint.state
 
 

@@ -35,7 +35,7 @@ from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.model.two_towers import TwoTowers
-from hiclip.training.checkpoint import COMPLETE, load_towers
+from hiclip.training.checkpoint import COMPLETE, CheckpointError, load_towers
 from hiclip.training.published_weights import write_published
 from pipeline.jobfile import JobError, make_job
 from pipeline.manifest import DatasetError
@@ -244,6 +244,27 @@ def test_plain_clip_has_no_hierarchy_to_draw(place: Path, tmp_path: Path) -> Non
     outcome = evaluate(ask(job), map_here, folder(job.out).make())
     assert outcome.pictures == []
     assert outcome.tree == ""
+
+
+def test_a_checkpoint_of_another_architecture_is_said_in_one_line(place: Path, tmp_path: Path) -> None:
+    checkpoint = small_checkpoint(tmp_path / "run", "nowhere", "0")
+    settings = json.loads((checkpoint / "model.json").read_text())
+    (checkpoint / "model.json").write_text(json.dumps({**settings, "depth": 3, "embedding": 48}))
+    with pytest.raises(
+        CheckpointError, match=r"not those of the model in model.json; missing: .* more; misshapen: "
+    ) as said:
+        evaluate_checkpoint(str(tmp_path / "run"), [_settings(place)])
+    assert "\n" not in str(said.value)
+    assert len(str(said.value)) < 900
+
+
+def test_a_model_of_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
+    plain = replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False, vocabulary=32_000)
+    checkpoint = small_checkpoint(tmp_path / "run", "nowhere", "0", plain)
+    write_published(load_towers(str(checkpoint))[0], str(tmp_path / "published"), "open_clip")
+    for path in ("run", "published"):
+        with pytest.raises(CheckpointError, match="expected a table of CLIP's 49,408 tokens, came 32,000 rows"):
+            ask(_job(place, "tokens", checkpoint=str(tmp_path / path)))
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")
