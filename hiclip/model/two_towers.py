@@ -83,10 +83,15 @@ def differing_weights(towers: TwoTowers, weights: Mapping[str, Tensor]) -> str:
     misshapen = [
         f"{name} ({tuple(weights[name].shape)}, expected {tuple(own[name].shape)})"
         for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        if name in weights and weights[name].shape not in (own[name].shape, _same_number(own[name]))
     ]
     faults = {"missing": own.keys() - weights.keys(), "unknown": weights.keys() - own.keys(), "misshapen": misshapen}
     return "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
+
+
+def _same_number(tensor: Tensor) -> tuple[int, ...]:
+    """Another shape under which a lone number may be stored, as DeepSpeed does; torch takes it."""
+    return (1,) if not tensor.ndim else tuple(tensor.shape)
 
 
 def listed(names: Collection[str]) -> str:
