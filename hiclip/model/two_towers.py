@@ -20,7 +20,7 @@ from hiclip.model.transformer import Transformer
 _NAMED = 4
 """Names that an error lists before it only counts."""
 
-__all__ = ["LogitScale", "TowerOutput", "TwoTowers"]
+__all__ = ["LogitScale", "TowerOutput", "TwoTowers", "differing_weights", "listed"]
 
 
 class LogitScale(nn.Module):
