@@ -256,6 +256,7 @@ def _found(answers: Answers, owners: Sequence[int] = ()) -> Found:
 def zero_shot_results(
     name: str, asked: Classification, predictions: Predictions, seed: int, draws: int
 ) -> list[Result]:
+    """The metrics of classification, with intervals over pictures and chance beside them."""
     results = results_of(
         name,
         zero_shot.METRICS,
