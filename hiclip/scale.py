@@ -1,7 +1,8 @@
-"""Fits a scaling law to a ladder of short runs: `python -m hiclip.scale JOB.yaml [key.path=value ...] [--dry-run]`.
+"""Fits scaling laws to a ladder of short runs: `python -m hiclip.scale JOB.yaml [key.path=value ...] [--dry-run]`.
 
-The rungs are trained and measured under Ray Tune, the law is fitted, a larger rung is predicted from it, and only then
-run. The same command again goes on where it was stopped: no measured rung is run twice.
+The rungs are trained and measured under Ray Tune, the laws are fitted, a larger rung is predicted from them, and only
+then run. The same command again goes on where it was stopped: no measured rung is run twice. `--fit-only TABLE.csv`
+fits the laws to a table that somebody else has measured, and trains nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,33 +18,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from rich.console import RenderableType
 
-from hiclip.evaluation.run_sets import evaluate_checkpoint
+from hiclip.evaluation.run_sets import sample_checkpoint
 from hiclip.model.sizes import resolve
 from hiclip.pretrain import pretrain, stream_plan
+from hiclip.scaling.analysis import Analysis, MethodFindings, analyse, compare
 from hiclip.scaling.findings import Findings
-from hiclip.scaling.ladder import Rung, bill, read_ladder
-from hiclip.scaling.law import Law, LawError, fit_law
+from hiclip.scaling.fit_table import FIT_ONLY, fit_table
+from hiclip.scaling.ladder import Rung, candidates, read_ladder
+from hiclip.scaling.law import Law, LawError
+from hiclip.scaling.next_rung import Suggestion, most_informative
 from hiclip.scaling.rung_table import Failure, Row, store, store_failure
 from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.spending import Meter, Purse, spent
+from hiclip.scaling.study_bill import bill, check_budget
 from hiclip.scaling.study_folder import (
     COMPUTE_UNIT,
-    PLOT,
     REPORT,
     RESULT,
     TABLE,
     Study,
     finished,
     open_study,
-    points,
     predict,
     write_findings,
     write_table,
 )
-from hiclip.scaling.study_view import StudyProgress, findings_table
+from hiclip.scaling.study_view import StudyProgress, answers, findings_table
+from hiclip.scaling.trunk import run_folder, take_over
 from hiclip.training.pretrain_job import PretrainJob
-from pipeline.command import console, run_command
+from pipeline.command import console, program, run_command, run_to_end
 from pipeline.jobfile import resolved
 from pipeline.mlflow_address import check_reachable, tracking_uri, without_secrets
 from pipeline.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
@@ -56,10 +63,13 @@ def scale(job: ScaleJob) -> str:
     Raises InputError before anything is started if the study cannot work, LawError if too few rungs could be measured.
     """
     ladder = read_ladder(job)
+    budget = check_budget(job, ladder)
     job.error.set.load()  # or every rung would be trained before one finds that it cannot be asked
+    plans = {rung.id: stream_plan(rung.job).fingerprint for rung in ladder.all}  # says what a dataset lacks
     if not folder(job.out).exists(RESULT):
         check_reachable(job.mlflow, job.out)
-    study = open_study(job, ladder, stream_plan(ladder.rungs[0].job).fingerprint)
+    purse = Purse(budget, {rung.id: ladder.own_compute(rung) for rung in ladder.all}, job.concurrent)
+    study = open_study(job, ladder, next(iter(plans.values())), purse)
     earlier = finished(study)
     if earlier is not None:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}")
@@ -73,7 +83,9 @@ def scale(job: ScaleJob) -> str:
         raise
     tracker.close()
     console.print(findings_table(findings))
-    console.print(findings.sentence())
+    console.print(findings.sentence(), markup=False)
+    for line in answers(findings):
+        console.print(f"scale: {line}.", markup=False)
     return study.place.join(RESULT)
 
 
@@ -84,30 +96,42 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
     """
     began = time.monotonic()
     job, asked = jobs[rung.id], study.job.error
-    run = pretrain(job, parent_run_id, here=job.engine.name == "plain")
-    results = evaluate_checkpoint(run.checkpoint, [study.asked], metrics={asked.metric}, seed=study.job.seed)
-    error, low, high = asked.of(results)
+    meter = Meter(study.place, rung.id, job, study.purse)
+    try:
+        taken_over = take_over(study.place, study.ladder, rung, job)
+        run = pretrain(job, parent_run_id, here=job.engine.name == "plain", on_row=meter.on_row)
+        value, draws = sample_checkpoint(run.checkpoint, study.asked, asked.metric, study.job.seed)
+    finally:
+        meter.note()
+    error, drawn = asked.of(value), asked.of(draws)
     if not math.isfinite(error):
         raise ArithmeticError(f"{asked.metric} on {asked.set.name} is {error}")
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     size = resolve(job.model)
     row = Row(
         rung=rung.id,
         name=rung.name,
         group=rung.group,
+        method=rung.method,
         width=size.image.width,
         text_width=size.text.width,
         depth=size.image.depth,
         seen=run.seen,
+        unique=sum(source.order.pairs for source in stream_plan(job).sources),
         parameters=run.parameters,
+        learning_rate=job.optimizer.learning_rate,
+        weight_decay=job.optimizer.weight_decay,
         compute=run.train_flops,
+        taken_over=taken_over,
         loss=run.loss,
         error=error,
-        error_low=low,
-        error_high=high,
+        error_low=float(low),
+        error_high=float(high),
         seconds=run.seconds,
         pairs_per_s=run.pairs_per_s,
         trial_s=time.monotonic() - began,
         checkpoint=run.checkpoint,
+        error_draws=tuple(float(f"{one:.7g}") for one in drawn),
         question=study.question,
     )
     record = open_tracker(job.mlflow, job.out, job.name, run.mlflow_run_id)
@@ -120,13 +144,15 @@ def _placed(study: Study, rung: Rung) -> PretrainJob:
     """The rung's job with its place in the study. All paths are absolute: a trial runs in a directory of its own."""
     job = study.job
     uri = without_secrets(tracking_uri(job.mlflow, job.out))  # a rung's job is stored
+    stays = tuple(sorted({*rung.job.checkpoints.at, *study.ladder.branches(rung)}))
     return rung.job.model_copy(
         update={
             "name": f"{job.name}-{rung.id}",
-            "out": study.place.join(f"rungs/{rung.id}"),
+            "out": study.place.join(run_folder(rung)),
             "ray": job.ray,
             "mlflow": job.mlflow.model_copy(update={"tracking_uri": uri, "registered_model": False}),
             "data": rung.job.data.model_copy(update={"dataset": rung.job.data.absolute_dataset}),
+            "checkpoints": rung.job.checkpoints.model_copy(update={"at": stays}),
         }
     )
 
@@ -140,16 +166,25 @@ def _carry_out(study: Study, tracker: Tracker) -> Findings:
         if study.missing(ladder.all):
             stack.enter_context(ray_session(job.ray))
         progress = stack.enter_context(StudyProgress(console, ladder, job.error.metric))
-        failures = _measure(study, ladder.rungs, tracker, progress)
-        law = _law(study, failures)
-        held_out = predict(study, law)
+        failures: list[Failure] = []
+        for wave in ladder.waves:
+            failures += _measure(study, wave, tracker, progress)
+        laws = _analysed(study, failures)
+        held_out = predict(study, laws[0].law)
         if held_out is not None and ladder.held_out is not None:
             said = held_out.predicted
             progress.say(f"{held_out.name}: predicted {said.value:.4g} ({said.low:.4g} to {said.high:.4g}, 95 %)")
             failures += _measure(study, [ladder.held_out], tracker, progress)
-            held_out = replace(held_out, point=next(iter(points(study, [ladder.held_out])), None))
+            held_out = replace(held_out, point=next(iter(study.points([ladder.held_out])), None))
     findings = Findings(
-        job.name, job.error.what, COMPUTE_UNIT, points(study, ladder.rungs), law, held_out, tuple(failures)
+        job.name,
+        job.error.what,
+        COMPUTE_UNIT,
+        laws,
+        held_out,
+        tuple(failures),
+        compare(laws),
+        _suggested(study, laws[0].law),
     )
     write_findings(study, findings, time.monotonic() - began)
     _record(tracker, study, findings)
@@ -178,27 +213,39 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
             failures.append(failure)
 
     jobs = {rung.id: _placed(study, rung) for rung in missing}
-    measure_rungs(missing, functools.partial(measure_rung, study, jobs, tracker.run_id), study.job.concurrent, on_end)
+    measure = functools.partial(measure_rung, study, jobs, tracker.run_id)
+    measure_rungs(missing, measure, study.job.concurrent, study.job.retries, on_end)
     return failures
 
 
-def _law(study: Study, failures: Sequence[Failure]) -> Law:
-    found = points(study, study.ladder.rungs)
-    settings = study.job.bootstrap
+def _analysed(study: Study, failures: Sequence[Failure]) -> tuple[MethodFindings, ...]:
+    job, settings = study.job, study.job.bootstrap
+    how = Analysis(job.form, job.selection, job.bins, settings.draws, settings.seed, job.budgets)
     try:
-        return fit_law(
-            [p.compute for p in found], [p.error for p in found], study.job.form, settings.draws, settings.seed
-        )
+        return analyse(study.points(study.ladder.rungs), how)
     except LawError as error:
         write_table(study, [row for rung in study.ladder.rungs if (row := study.row(rung)) is not None])
         reasons = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures)
         raise LawError(f"{error}{f' ({len(failures)} failed: {reasons})' if failures else ''}") from None
 
 
+def _suggested(study: Study, law: Law) -> Suggestion:
+    """The rung to run next: within what is left of the budget, or without one for as much as the study took."""
+    ladder, budget = study.ladder, study.purse.budget.flops
+    left = ladder.compute if budget is None else budget - sum(one.flops for one in spent(study.place).values())
+    target = ladder.held_out.compute if ladder.held_out is not None else 10 * max(law.computes)
+    return most_informative(law, candidates(ladder), target, left)
+
+
 def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
     law, held_out = findings.law, findings.held_out
     numbers = {"law_a": law.a.value, "law_b": law.b.value, "law_b_low": law.b.low, "law_b_high": law.b.high}
     numbers |= {"law_E": law.E.value, "leave_one_out": law.leave_one_out}
+    for found in findings.methods[1:]:
+        numbers[f"law_b_{found.method}"] = found.law.b.value
+    for ratio in findings.ratios:
+        if math.isfinite(ratio.ratio.value):
+            numbers[f"compute_ratio_{ratio.method}_over_{ratio.other}"] = ratio.ratio.value
     if held_out is not None:
         numbers["held_out_predicted"] = held_out.predicted.value
         if held_out.point is not None:
@@ -206,18 +253,25 @@ def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
     tracker.metrics(numbers, sum(rung.job.pairs for rung in study.ladder.all))
     tracker.tag("law", findings.sentence())
     with tempfile.TemporaryDirectory() as local:
-        for name in (RESULT, TABLE, PLOT, REPORT):
+        for name in (RESULT, TABLE, REPORT, *(name for name in study.place.names(suffix=".png") if "/" not in name)):
             study.place.download(name, str(Path(local, name)))
             tracker.artifact(str(Path(local, name)))
 
 
 def _plan(job: ScaleJob) -> RenderableType:
-    return bill(job, read_ladder(job))
+    ladder = read_ladder(job)
+    check_budget(job, ladder)
+    return bill(job, ladder)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
-    run_command(ScaleJob, _plan, scale, argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if FIT_ONLY in words:
+        run_to_end(program() or "hiclip.scale", lambda: fit_table(words, program(), console))
+    run_command(
+        ScaleJob, _plan, scale, argv, epilog=f"{FIT_ONLY} TABLE.csv fits a measured table; see --fit-only --help"
+    )
 
 
 if __name__ == "__main__":

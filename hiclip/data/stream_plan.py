@@ -172,19 +172,30 @@ def plan_stream(
     view_settings: ViewSettings | None = None,
     region_width: int | None = None,
     asked_by: str = "the stream has the views",
+    unique_pairs: int | None = None,
 ) -> StreamPlan:
-    """The plan for a dataset, or a mixture of several.
+    """The plan for a dataset, or a mixture of several; with `unique_pairs`, for the first so many of the only one.
 
-    Raises DatasetError if one is missing, comes twice, or lacks a column that a view reads; `asked_by` says who wants
-    to see the views.
+    Raises DatasetError if one is missing, comes twice, has too few pairs, or lacks a column that a view reads;
+    `asked_by` says who wants to see the views.
     """
     datasets = datasets_of(datasets)
     manifests = [read_manifest(dataset.path) for dataset in datasets]
+    if unique_pairs is not None and unique_pairs > manifests[0].pairs:
+        raise DatasetError(
+            f"{datasets[0].path}: expected at least {unique_pairs:,} pairs (data.unique_pairs), "
+            f"has {manifests[0].pairs:,}"
+        )
     sources = [
         Source(
             dataset.path,
             manifest.fingerprint,
-            Order(manifest.pairs, manifest.rows_per_group, window_groups, _seed(seed, place, len(datasets))),
+            Order(
+                unique_pairs or manifest.pairs,
+                manifest.rows_per_group,
+                window_groups,
+                _seed(seed, place, len(datasets)),
+            ),
             manifest.pairs_per_shard,
         )
         for place, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True))

@@ -37,6 +37,18 @@ def estimate(statistic: Statistic, pictures: int, seed: int, draws: int = 1000, 
     Example: for 100 pictures of which 20 are right, value 0.20 and an interval of about 0.13 to 0.28.
     """
     value = statistic(np.ones((1, pictures)))[0]
+    tail = (1.0 - level) / 2.0
+    known = np.isfinite(value)
+    ends = np.full((2, len(value)), np.nan)
+    # A draw may leave out all pictures of a small part; it then says nothing about that part.
+    sampled = resampled(statistic, pictures, seed, draws)
+    ends[:, known] = np.nanquantile(sampled[:, known], [tail, 1.0 - tail], axis=0)
+    return Estimates(value, *ends)
+
+
+def resampled(statistic: Statistic, pictures: int, seed: int, draws: int) -> FloatArray:
+    """(draws, M) metrics of resamples of `pictures` pictures: the same resamples for every model asked about them, so
+    that what one has to thank the pictures for can be told from what several have."""
     random = np.random.default_rng([seed, pictures])
     share = np.full(pictures, 1.0 / pictures)
     at_once = max(1, _CELLS // pictures)
@@ -44,12 +56,7 @@ def estimate(statistic: Statistic, pictures: int, seed: int, draws: int = 1000, 
         statistic(random.multinomial(pictures, share, size=min(at_once, draws - first)).astype(np.float64))
         for first in range(0, draws, at_once)
     ]
-    tail = (1.0 - level) / 2.0
-    known = np.isfinite(value)
-    ends = np.full((2, len(value)), np.nan)
-    # A draw may leave out all pictures of a small part; it then says nothing about that part.
-    ends[:, known] = np.nanquantile(np.concatenate(sampled)[:, known], [tail, 1.0 - tail], axis=0)
-    return Estimates(value, *ends)
+    return np.concatenate(sampled)
 
 
 def weighted_mean(weights: FloatArray, values: FloatArray, counts: FloatArray | None = None) -> FloatArray:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from hiclip.evaluation import retrieval, zero_shot
 from hiclip.evaluation.blocks import MapBlocks, map_here
-from hiclip.evaluation.bootstrap import FloatArray, estimate
+from hiclip.evaluation.bootstrap import FloatArray, estimate, resampled
 from hiclip.evaluation.embed import EmbeddedPictures, Embedder, Vectors, embed_pictures, embed_texts
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
 from hiclip.evaluation.result import Result, results_of
@@ -229,6 +229,28 @@ def measure(
         images_found=images_found,
         texts_found=texts_found,
     )
+
+
+def sample_metric(
+    content: EvaluationSet, scores: Scores, metric: str, seed: int, draws: int, map_blocks: MapBlocks = map_here
+) -> tuple[float, FloatArray]:
+    """One metric, and (draws,) what it is on resamples of the set's pictures, see `bootstrap.resampled`."""
+    if metric in zero_shot.METRICS:
+        assert scores.classes is not None
+        assert content.classification is not None
+        asked = content.classification
+        predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
+        statistic, pictures = zero_shot.zero_shot_statistic(predictions, asked.tree), len(asked.labels)
+        place = zero_shot.METRICS.index(metric)
+    else:
+        assert scores.captions is not None
+        assert content.retrieval is not None
+        found = content.retrieval
+        answers = retrieval.answers(scores.captions, found.right, scores.logit_scale, map_blocks, content.name)
+        statistic, pictures = retrieval.retrieval_statistic(*answers, found.owners), len(found.rows)
+        place = retrieval.METRICS.index(metric)
+    value = statistic(np.ones((1, pictures)))[0, place]
+    return float(value), resampled(statistic, pictures, seed, draws)[:, place]
 
 
 def baseline_values(content: EvaluationSet, scores: Scores, without: Collection[str] = ()) -> dict[str, float]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from hiclip.data.images import CENTRE_CROP
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.blocks import MapBlocks, map_here
+from hiclip.evaluation.bootstrap import FloatArray
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.evaluate_job import PixelNeighboursSettings
 from hiclip.evaluation.evaluation_set import EvaluationSet
@@ -27,10 +28,12 @@ from hiclip.evaluation.measure import (
     METRICS,
     MeasuredSet,
     Scores,
+    asked_metrics,
     baseline_values,
     class_only_scores,
     measure,
     model_scores,
+    sample_metric,
 )
 from hiclip.evaluation.parsing import Parsed, parse_f1
 from hiclip.evaluation.pixel_neighbours import pixel_scores
@@ -40,6 +43,7 @@ from hiclip.evaluation.sets import SetSettings
 from hiclip.evaluation.zero_shot import majority_scores
 from hiclip.training.published_weights import towers_at
 from pipeline.jobfile import JobError, Settings
+from pipeline.manifest import DatasetError
 from pipeline.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,20 @@ def evaluate_checkpoint(
         found = measure(content, scores, seed, draws, map_blocks)
         results += [result for result in found.results if result.metric in metrics]
     return results
+
+
+def sample_checkpoint(
+    checkpoint: str, settings: SetSettings, metric: str, seed: int = 0, draws: int = 1000, batch: int = 128
+) -> tuple[float, FloatArray]:
+    """One metric of the checkpoint on one set, and (draws,) what it is on resamples of the pictures: draw k is the same
+    resample for every checkpoint. Computed as by `evaluate_checkpoint`; DatasetError if the set cannot have it.
+    """
+    content = settings.load()
+    if metric not in asked_metrics(content):
+        raise DatasetError(f"{content.name}: has no {metric}; it has {', '.join(asked_metrics(content))}")
+    embedder = Embedder(towers_at(checkpoint), "fp32", "cpu", 1, CENTRE_CROP)
+    (scores,) = model_scores(embedder, [content], batch, map_here, {metric})
+    return sample_metric(content, scores, metric, seed, draws)
 
 
 def measure_sets(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:

@@ -1,4 +1,4 @@
-"""What a study found, in numbers for machines and in one sentence for people. The pictures are made from this."""
+"""What a study found, in numbers for machines and in sentences for people. Page and pictures are made from this."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hiclip.scaling.analysis import MethodFindings
+from hiclip.scaling.compute_ratio import ComputeRatio
 from hiclip.scaling.law import Interval, Law
-from hiclip.scaling.rung_table import Failure, Row
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measured rung as the law sees it."""
-
-    name: str
-    group: str
-    """Points of one group are drawn alike: rungs that differ only in the pairs they see."""
-    compute: float
-    error: float
-    low: float
-    """Lower end of the error's interval over the evaluation set; the error itself if it has none."""
-    high: float
+from hiclip.scaling.next_rung import Suggestion
+from hiclip.scaling.optimum import Optimum
+from hiclip.scaling.points import Point
+from hiclip.scaling.rung_table import Failure
+from hiclip.scaling.size_law import SizeLaw
 
 
 @dataclass(frozen=True)
@@ -51,38 +43,54 @@ class Findings:
     what: str
     """The error in words with its unit: `loss on openmoji (nats)`."""
     compute_unit: str
-    points: tuple[Point, ...]
-    """What the law was fitted to, in the order of the law's own table."""
-    law: Law
+    methods: tuple[MethodFindings, ...]
+    """The first is the one that others are compared with."""
     held_out: HeldOut | None
-    failures: tuple[Failure, ...]
+    """Of the first method."""
+    failures: tuple[Failure, ...] = ()
+    ratios: tuple[ComputeRatio, ...] = ()
+    """The first method's compute over that of each other, for the same error."""
+    suggestion: Suggestion | None = None
+    """The rung to run next; None where nobody asked."""
+
+    @property
+    def law(self) -> Law:
+        """The first method's."""
+        return self.methods[0].law
 
     def sentence(self) -> str:
-        """The law in one sentence."""
-        b = self.law.b
-        parts = [
-            f"The {self.what} {_verb(b)} {formula(self.law)} over {len(self.points)} rungs, "
-            f"b = {b.value:.3f} ({b.low:.3f} to {b.high:.3f}, 95 %)"
-        ]
-        if self.law.form == "power" and b.value < 0:
-            parts.append(f"twice the compute takes {1 - 2**b.value:.1%} off")
+        """The findings in one paragraph."""
+        said = [self._law_sentence(found) for found in self.methods]
         if self.held_out is not None:
-            parts.append(_verdict(self.held_out))
+            said.append(_verdict(self.held_out))
+        said += [ratio.sentence() for ratio in self.ratios]
         if self.failures:
-            parts.append(f"without {' and '.join(failure.name for failure in self.failures)}, which failed")
-        return "; ".join(parts) + "."
+            said.append(f"Without {' and '.join(failure.name for failure in self.failures)}, which failed")
+        return " ".join(f"{one}." for one in said)
 
     def numbers(self) -> dict[str, Any]:
-        """The keys `law` and `held_out` of result.json."""
+        """The findings' keys of result.json; `law` is the first method's."""
         return {
+            "sentence": self.sentence(),
+            "compute_unit": self.compute_unit,
             "law": law_numbers(self.law),
+            "methods": {found.method or "law": method_numbers(found) for found in self.methods},
             "held_out": None if self.held_out is None else held_out_numbers(self.held_out),
+            "ratios": [ratio.numbers() for ratio in self.ratios],
+            "next": None if self.suggestion is None else self.suggestion.numbers(),
+            "missing": [failure.model_dump(exclude={"trace"}) for failure in self.failures],
         }
 
-
-def point_of(row: Row) -> Point:
-    """A row of the study's own table as the law sees it."""
-    return Point(row.name, row.group, row.compute, row.error, row.error_low, row.error_high)
+    def _law_sentence(self, found: MethodFindings) -> str:
+        law, b = found.law, found.law.b
+        whose = f"{found.method}: the {self.what}" if found.method else f"The {self.what}"
+        stands = f"{len(law.computes)} rungs"
+        if len(law.computes) < len(found.points):
+            stands = f"the best {len(law.computes)} of {len(found.points)} rungs"
+        said = f"{whose} {_verb(b)} {formula(law)} over {stands}, b = {b.value:.3f} ({b.low:.3f} to {b.high:.3f}, 95 %)"
+        if law.form == "power" and b.value < 0:
+            said += f"; twice the compute takes {1 - 2**b.value:.1%} off"
+        return said
 
 
 def formula(law: Law) -> str:
@@ -90,6 +98,12 @@ def formula(law: Law) -> str:
     power = round(law.centre / math.log(10))
     floor = f"{law.E.value:.3g} + " if law.form == "power_with_floor" else ""
     return f"{floor}{law.error(10.0**power) - law.E.value:.3g} · (C / 10^{power})^{law.b.value:.3f}"
+
+
+def size_formula(law: SizeLaw) -> str:
+    """The law of size and pairs as a formula with rounded numbers."""
+    floor = f"{law.E.value:.3g} + " if law.form == "power_with_floor" else ""
+    return f"{floor}{law.A.value:.3g} / N^{law.alpha.value:.3f} + {law.B.value:.3g} / D^{law.beta.value:.3f}"
 
 
 def law_numbers(law: Law) -> dict[str, Any]:
@@ -113,8 +127,20 @@ def law_numbers(law: Law) -> dict[str, Any]:
     }
 
 
+def method_numbers(found: MethodFindings) -> dict[str, Any]:
+    """Everything about one method: its law, the other forms, the law of size and pairs, and what that answers."""
+    size_law = found.size_law
+    return {
+        "law": law_numbers(found.law),
+        "stands_on": [found.points[place].name for place in found.selected],
+        "forms": found.forms.numbers(),
+        "size_law": {"refused": found.size_law_refused} if size_law is None else size_law.numbers(),
+        "allocations": [one.numbers() for one in found.allocations],
+    }
+
+
 def residual_rows(law: Law, points: Sequence[Point]) -> list[tuple[Point, float, float]]:
-    """Each rung with the law's error there and the error that the other rungs' law gives it."""
+    """Each rung that the law stands on, with the law's error there and the error that the other rungs' law gives it."""
     return [(p, law.error(p.compute), alone) for p, alone in zip(points, law.left_out, strict=True)]
 
 
@@ -130,6 +156,11 @@ def held_out_numbers(held_out: HeldOut) -> dict[str, Any]:
         "covered": held_out.covered,
         "before": held_out.before,
     }
+
+
+def allocation_sentence(best: Optimum, unit: str) -> str:
+    """The answer to: given this compute, how large a model on how many pairs, and what will it reach?"""
+    return best.sentence(unit)
 
 
 def _verb(b: Interval) -> str:

@@ -15,6 +15,11 @@ Coverage of the 95 % prediction of a new measurement at four times the largest c
   power, noise 2 %, computes over a factor 100:      3 rungs 95.2 %, 4 rungs 93.9 %, 5 rungs 94.6 %, 8 rungs 95.5 %
   with a floor of 17 to 30 %, over a factor 1,000:   5 rungs 94.5 %, 8 rungs 93.6 %, 12 rungs 93.9 %
 At 4 rungs the median prediction spans a factor 1.24 where at 12 rungs it spans 1.12: few rungs cost width, not honesty.
+Pictures: all rungs are asked about the same ones, so that another sample of pictures would move all errors together.
+That is in no residual; it comes from the errors on resamples of the pictures (`picture_draws`), added to the drawn
+tables. What such a resample moves rungs apart is in the residuals already and is taken off the drawn noise. A
+prediction of what a run will measure is about the very pictures at hand and does not have it.
+
 What no band knows: a law of another form beyond the rungs. That is what the held-out rung is for.
 """
 
@@ -69,7 +74,9 @@ class Law:
     noise: float
     """Standard deviation s of the log residuals with n-p in the denominator; about the relative error of one rung."""
     draws: Curves
-    """D curves, refitted to drawn tables."""
+    """D curves, refitted to drawn tables: runs and, where resamples were given, pictures drawn anew."""
+    draws_here: Curves
+    """D curves likewise, on the very pictures that were asked."""
     drawn_noise: Array
     """(D,) noise level of each draw."""
     drawn_ripples: Array
@@ -105,8 +112,9 @@ class Law:
         return low, high
 
     def prediction(self, compute: float) -> Interval:
-        """What one run of `compute` will measure, with 95 %: the band of the law and the noise of a single run."""
-        logs = self.draws.at(self._x([compute]))[:, 0] + self.drawn_noise * self.drawn_ripples
+        """What one run of `compute` will measure on the same pictures, with 95 %: where the law lies there, and the
+        noise of a single run."""
+        logs = self.draws_here.at(self._x([compute]))[:, 0] + self.drawn_noise * self.drawn_ripples
         low, high = np.exp(np.quantile(logs, [0.025, 0.975]))
         return Interval(self.error(compute), float(low), float(high))
 
@@ -144,9 +152,17 @@ class Law:
 
 
 def fit_law(
-    computes: Sequence[float], errors: Sequence[float], form: Form = "power", draws: int = 2000, seed: int = 0
+    computes: Sequence[float],
+    errors: Sequence[float],
+    form: Form = "power",
+    draws: int = 2000,
+    seed: int = 0,
+    picture_draws: Array | None = None,
 ) -> Law:
-    """Fits `form` to n rungs and draws its bands. Raises LawError, which says why the rungs carry no law."""
+    """Fits `form` to n rungs and draws its bands. Raises LawError, which says why the rungs carry no law.
+
+    picture_draws: (K, n) errors of the rungs on K resamples of the evaluation pictures, each the same for all rungs.
+    """
     check_rungs(computes, errors, form)
     x = np.log(np.asarray(computes, dtype=float)) - _centre(computes)
     t = np.log(np.asarray(errors, dtype=float))[None]
@@ -155,10 +171,28 @@ def fit_law(
     noise = float(np.sqrt(((t - curve.at(x)) ** 2).sum() / free))
     random = np.random.default_rng(seed)
     levels = noise * np.sqrt(free / random.chisquare(free, draws))
-    tables = curve.at(x) + levels[:, None] * random.standard_normal((draws, len(computes)))
-    refitted = fit_curves(form, x, tables)
+    run_noise = random.standard_normal((draws, len(computes)))
+    here = fit_curves(form, x, curve.at(x) + levels[:, None] * run_noise)
+    everywhere = here
+    if picture_draws is not None:
+        slopes = curve.gradient(x)[0][:, : PARAMETERS[form]]
+        moved, apart = picture_moves(picture_draws, t[0], slopes)
+        alone = np.sqrt(np.maximum(levels**2 - apart, 0))
+        moves = moved[np.arange(draws) % len(moved)]  # draw d sees the same pictures in every law of a study
+        everywhere = fit_curves(form, x, curve.at(x) + alone[:, None] * run_noise + moves)
     ripples = random.standard_normal(draws)
-    return Law(form, tuple(computes), tuple(errors), curve, noise, refitted, levels, ripples)
+    return Law(form, tuple(computes), tuple(errors), curve, noise, everywhere, here, levels, ripples)
+
+
+def picture_moves(picture_draws: Array, logs: Array, slopes: Array) -> tuple[Array, float]:
+    """(K, n) by how much each resample of the pictures moves the rungs' log errors, and the variance of what of it no
+    law can follow: what it moves them apart. `logs`: (n,) log errors; `slopes`: (n, p) derivatives of the law.
+    """
+    moved: Array = np.log(picture_draws) - logs
+    moved = moved - moved.mean(axis=0)
+    rungs, parameters = slopes.shape
+    apart = moved - moved @ np.linalg.pinv(slopes).T @ slopes.T
+    return moved, float((apart**2).sum(axis=1).mean() / (rungs - parameters))
 
 
 def check_rungs(computes: Sequence[float], errors: Sequence[float], form: Form) -> None:

@@ -27,7 +27,6 @@ from ray.tune.logger import JsonLoggerCallback
 from hiclip.scaling.ladder import Rung
 from hiclip.scaling.rung_table import Failure
 
-_RETRIES = 1  # a machine may be lost once; a rung that diverges diverges twice
 _BYSTANDER_CPUS = 0.01  # of a trial that only waits for workers of its own
 
 
@@ -35,12 +34,14 @@ def measure_rungs(
     rungs: Sequence[Rung],
     measure: Callable[[Rung], None],
     concurrent: int,
+    retries: int,
     on_end: Callable[[Rung, Failure | None], None],
 ) -> None:
     """Calls `measure(rung)` in a trial for every rung, at most `concurrent` at a time, the largest first.
 
     The largest first, because then the shortest are left for the end, where trials no longer fill all places.
-    `on_end` hears in this process of each rung that ended; one that failed twice ends as a Failure, the others go on.
+    `on_end` hears in this process of each rung that ended; one that failed `retries` times more ends as a Failure, and
+    the others go on.
     """
     order = sorted(rungs, key=lambda rung: rung.compute, reverse=True)
 
@@ -58,7 +59,7 @@ def measure_rungs(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                failure_config=tune.FailureConfig(max_failures=retries),
                 callbacks=[_Ends(order, on_end), JsonLoggerCallback()],  # Tune misses its own files if none are written
             ),
         ).fit()
@@ -96,4 +97,6 @@ class _Ends(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         cause = getattr(error, "cause", None) or error  # Ray wraps what the trial raised
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
-        self._on_end(rung, Failure(rung=rung.id, name=rung.name, compute=rung.compute, reason=reason, trace=str(error)))
+        self._on_end(
+            rung, Failure(rung=rung.id, name=rung.full_name, compute=rung.compute, reason=reason, trace=str(error))
+        )

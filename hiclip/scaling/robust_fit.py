@@ -8,6 +8,7 @@ Letters: S tables, n rungs. x (n,) is log compute around a centre, t (S, n) are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,7 @@ def _fit_lines(x: Array, t: Array) -> Curves:
     weights = np.ones_like(t)
     curves = _weighted_lines(x, t, weights)
     for _ in range(_ROUNDS):
-        bend = _bend(curves, x, t, PARAMETERS["power"])
+        bend = bend_of(t - curves.at(x), PARAMETERS["power"])
         for _ in range(8):
             curves = _weighted_lines(x, t, _huber_weights(t - curves.at(x), bend))
     return curves
@@ -68,10 +69,17 @@ def _fit_floors(x: Array, t: Array) -> Curves:
     curves = _start(x, t)
     bend = np.full((len(t), 1), np.inf)  # least squares first; then the residuals say what an outlier is
     for _ in range(_ROUNDS):
-        curves = _refine(curves, x, t, bend)
-        bend = _bend(curves, x, t, PARAMETERS["power_with_floor"])
+        values = refine(
+            np.stack([curves.level, curves.slope, curves.floor], axis=1),
+            t,
+            bend,
+            lambda values: Curves(*values.T).at(x),
+            lambda values: Curves(*values.T).gradient(x),
+        )
+        curves = Curves(*values.T)
+        bend = bend_of(t - curves.at(x), PARAMETERS["power_with_floor"])
     line = _fit_lines(x, t)  # the limit E = 0, which log E reaches only at -inf
-    better = _loss(t - line.at(x), bend) <= _loss(t - curves.at(x), bend)
+    better = loss_of(t - line.at(x), bend) <= loss_of(t - curves.at(x), bend)
     return _where(better, line, curves)
 
 
@@ -85,33 +93,41 @@ def _start(x: Array, t: Array) -> Curves:
         x, every + np.log(above), above**2
     )  # log error moves `above` times as much as log(error - E)
     curves = Curves(lines.level, lines.slope, floor)
-    loss = _loss(every - curves.at(x), np.full((len(every), 1), np.inf)).reshape(tables, starts)
+    loss = loss_of(every - curves.at(x), np.full((len(every), 1), np.inf)).reshape(tables, starts)
     best = np.arange(tables) * starts + loss.argmin(axis=1)
     return Curves(curves.level[best], curves.slope[best], curves.floor[best])
 
 
-def _refine(curves: Curves, x: Array, t: Array, bend: Array) -> Curves:
-    """Levenberg-Marquardt steps with Huber's weights; a step that does not lower a table's loss is not taken there."""
+def refine(
+    values: Array,
+    t: Array,
+    bend: Array,
+    at: Callable[[Array], Array],
+    gradient: Callable[[Array], Array],
+    steps: int = _STEPS,
+) -> Array:
+    """(S, P) values after Levenberg-Marquardt steps with Huber's weights, each table's taken only if its loss falls.
+
+    at: (S, P) to (S, n) log errors. gradient: to (S, n, P). bend: (S, 1), see `bend_of`.
+    """
     damping = np.full(len(t), 1e-4)
-    loss = _loss(t - curves.at(x), bend)
-    for _ in range(_STEPS):
-        step = _step(curves, x, t, bend, damping)
-        moved = Curves(curves.level + step[:, 0], curves.slope + step[:, 1], curves.floor + step[:, 2])
-        moved_loss = _loss(t - moved.at(x), bend)
+    loss = loss_of(t - at(values), bend)
+    for _ in range(steps):
+        moved = values + _step(t - at(values), gradient(values), bend, damping)
+        moved_loss = loss_of(t - at(moved), bend)
         lower = moved_loss <= loss
-        curves, loss = _where(lower, moved, curves), np.where(lower, moved_loss, loss)
+        values, loss = np.where(lower[:, None], moved, values), np.where(lower, moved_loss, loss)
         damping = np.clip(np.where(lower, damping * 0.3, damping * 10), 1e-9, 1e6)
-    return curves
+    return values
 
 
-def _step(curves: Curves, x: Array, t: Array, bend: Array, damping: Array) -> Array:
-    """(S, 3) damped Gauss-Newton step."""
-    residuals, slopes = t - curves.at(x), curves.gradient(x)
+def _step(residuals: Array, slopes: Array, bend: Array, damping: Array) -> Array:
+    """(S, P) damped Gauss-Newton step."""
     weighted = slopes * _huber_weights(residuals, bend)[..., None]
     normal = np.einsum("snp,snq->spq", weighted, slopes)
     pull = np.einsum("snp,sn->sp", weighted, residuals)
     ridge = damping[:, None] * np.einsum("spp->sp", normal) + 1e-12
-    solved = np.linalg.solve(normal + ridge[:, :, None] * np.eye(3), pull[..., None])[..., 0]
+    solved = np.linalg.solve(normal + ridge[:, :, None] * np.eye(slopes.shape[-1]), pull[..., None])[..., 0]
     step: Array = np.clip(solved, -2, 2)  # in logs: no step leaves the valley it starts in
     return step
 
@@ -124,10 +140,10 @@ def _weighted_lines(x: Array, t: Array, weights: Array) -> Curves:
     return Curves(height - slope * middle, slope, np.full(len(t), -np.inf))
 
 
-def _bend(curves: Curves, x: Array, t: Array, parameters: int) -> Array:
-    """(S, 1) size of residual at which Huber's loss turns from square to straight."""
-    rungs = t.shape[1]
-    deviation = _MAD * np.median(np.abs(t - curves.at(x)), axis=1, keepdims=True)
+def bend_of(residuals: Array, parameters: int) -> Array:
+    """(S, 1) size of residual (S, n) at which Huber's loss turns from square to straight."""
+    rungs = residuals.shape[1]
+    deviation = _MAD * np.median(np.abs(residuals), axis=1, keepdims=True)
     bend: Array = _HUBER * deviation * np.sqrt(rungs / max(rungs - parameters, 1)) + _EXACT
     return bend
 
@@ -137,7 +153,7 @@ def _huber_weights(residuals: Array, bend: Array) -> Array:
     return weights
 
 
-def _loss(residuals: Array, bend: Array) -> Array:
+def loss_of(residuals: Array, bend: Array) -> Array:
     """(S,) Huber's loss, halves left out; plain squares where bend is infinite."""
     size = np.abs(residuals)
     inner = np.minimum(size, bend)

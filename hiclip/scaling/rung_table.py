@@ -34,6 +34,8 @@ class Row(Settings):
     """What makes it this rung, for people."""
     group: str
     """What it has in common with rungs that only see more or fewer pairs."""
+    method: str = ""
+    """Name of the method in the study; empty where there is one alone."""
     width: int
     """Channels of the image tower."""
     text_width: int
@@ -42,9 +44,16 @@ class Row(Settings):
     """Layers of the image tower."""
     seen: int
     """Pairs consumed."""
+    unique: int
+    """Pairs of the dataset that were shown: `seen` over it is the number of passes."""
     parameters: int
+    learning_rate: FiniteFloat
+    """The highest of the schedule."""
+    weight_decay: FiniteFloat
     compute: FiniteFloat
-    """Training FLOPs."""
+    """Training FLOPs of the whole run."""
+    taken_over: int = 0
+    """Of `seen`, pairs that another rung of the same trunk was trained on for both."""
     loss: FiniteFloat
     """Training loss of the last step, in nats; of a batch, so no measure of the model."""
     error: FiniteFloat
@@ -59,6 +68,8 @@ class Row(Settings):
     """Wall time of the trial that measured the rung: training, saving, evaluation."""
     checkpoint: str
     """What was measured."""
+    error_draws: tuple[FiniteFloat, ...] = ()
+    """The error on resamples of the evaluation set's pictures, the same resamples for every rung; in no table."""
     question: str
     """Hex sha256 of the dataset and of what was asked of the checkpoint: a row answers no other question."""
 
@@ -108,19 +119,24 @@ def stored(place: Folder, rung: Rung, asked: str) -> Row | None:
     return row if row.question == asked else None
 
 
+def plain(row: Row) -> dict[str, Any]:
+    """A row for tables: without the draws."""
+    return row.model_dump(exclude={"error_draws"})
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """The rows as text, a line a rung."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(text, [name for name in Row.model_fields if name != "error_draws"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
+    writer.writerows(plain(row) for row in rows)
     return text.getvalue()
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """The rows as one parquet file."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), sink)
+    pq.write_table(pa.Table.from_pylist([plain(row) for row in rows]), sink)
     return sink.getvalue()
 
 

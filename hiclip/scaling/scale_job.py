@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from hiclip.evaluation.bootstrap import FloatArray
 from hiclip.evaluation.measure import METRICS
-from hiclip.evaluation.result import LOWER_IS_BETTER, UNITS, Result
+from hiclip.evaluation.result import LOWER_IS_BETTER, UNITS
 from hiclip.evaluation.sets import SetSettings
 from hiclip.scaling.robust_fit import Form
+from hiclip.scaling.search_settings import SearchSettings
+from hiclip.scaling.selection import Selection
 from pipeline.jobfile import Job, Number, Settings
+
+Measured = TypeVar("Measured", float, FloatArray)
 
 Changes = dict[str, Any]
 """Dotted keys of a pretrain job and their values, as on a command line."""
@@ -29,12 +33,16 @@ class BaseSettings(Settings):
 
 
 class LadderSettings(Settings):
-    """The rungs: every combination of some axes, or a list."""
+    """The rungs: every combination of some axes, or a list; each of them for every method."""
 
     axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values of each key; a rung for each combination: `{model.width: [64, 128], schedule.pairs: [5120, 10240]}`."""
     rungs: list[Changes] = Field(default_factory=list)
     """Or each rung by its own changes."""
+    cooldown_share: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """The rate is constant after the warm-up and falls linearly over this last share of a rung's pairs, so that rungs
+    that differ in their pairs alone have their beginning in common: it is trained once, by the longest of them, and
+    the others branch off from it. Null: every rung is trained from its start, on the base job's schedule."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> LadderSettings:
@@ -81,12 +89,9 @@ class ErrorSettings(Settings):
             return f"{self.metric.replace('_', ' ')} on {self.set.name} ({self.unit})"
         return f"error on {self.set.name} ({self.unit})"
 
-    def of(self, results: Sequence[Result]) -> tuple[float, float, float]:
-        """(error, low, high): the error in the results of a checkpoint, with its interval over the set's pictures."""
-        result = next(one for one in results if one.metric == self.metric)
-        if self.metric in LOWER_IS_BETTER:
-            return result.value, result.low, result.high
-        return 1 - result.value, 1 - result.high, 1 - result.low
+    def of(self, value: Measured) -> Measured:
+        """The error that a value of the metric is, or (n,) values."""
+        return value if self.metric in LOWER_IS_BETTER else 1 - value
 
 
 class BootstrapSettings(Settings):
@@ -103,15 +108,35 @@ class ScaleJob(Job):
 
     base: BaseSettings
     ladder: LadderSettings
+    methods: dict[Annotated[str, Field(min_length=1)], Changes] = Field(default_factory=dict)
+    """Methods that are compared, each by the keys that make it: every rung is trained with each and each has a law of
+    its own. The first is the one that the others are compared with: `{hiclip: {}, clip: {model.image_hierarchy: false,
+    model.text_hierarchy: false}}`. Empty: the base job's alone."""
     held_out: Changes | None = None
-    """A rung larger than all others: predicted from them, and only then run. Null: none."""
+    """A rung larger than all others, of the first method: predicted from them, and only then run. Null: none."""
     error: ErrorSettings
     form: Form = "power"
     """power: error = a·C^b; power_with_floor: error = E + a·C^b."""
+    selection: Selection = "all"
+    """The rungs that the law of compute stands on: all; frontier, those that no other beats with no more compute; or
+    bins, the best of each of `bins` equal parts of log compute."""
+    bins: Annotated[int, Field(ge=2)] = 5
+    """Parts of log compute, for `selection: bins`."""
+    budgets: tuple[Annotated[Number, Field(gt=0)], ...] = ()
+    """FLOPs of single runs for which the best size and number of pairs is told; empty: the largest rung's, ten times
+    and a hundred times that."""
+    search: SearchSettings | None = None
+    """Search for the best learning rate and weight decay on one rung, before the others are run with them; null: the
+    base job's."""
     bootstrap: BootstrapSettings = BootstrapSettings()
     concurrent: Annotated[int, Field(ge=1)] = 1
     """Most rungs that run at a time; each takes what the base job's `workers` ask for."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a rung that failed is tried again; it goes on from its newest checkpoint."""
     budget_flops: Annotated[Number, Field(gt=0)] | None = None
-    """Training FLOPs of the whole study, held-out rung included, above which it is refused before it starts."""
+    """Training FLOPs of the whole study, held-out rung, search and repeated work included: a study that needs more is
+    refused before it starts, and what comes to need more while it runs is stopped."""
     budget_hours: Annotated[Number, Field(gt=0)] | None = None
-    """Device-hours of the whole study, by the base job's `price`, above which it is refused before it starts."""
+    """Device-hours likewise: before the start by the base job's `price`, then by the clock."""
+    budget_money: Annotated[Number, Field(gt=0)] | None = None
+    """Money likewise, in the currency of the base job's `price`."""

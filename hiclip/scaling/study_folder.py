@@ -1,9 +1,11 @@
 """The folder of a study: which rungs it has measured, what it predicted and when, and its result.
 
 job.yaml            the resolved job
+search/             what the search for hyperparameters has tried, and search.json what it found
 rungs/ID.json       a measured rung; rungs/ID/ is its pretraining run, rungs/ID.failure.txt why it was not measured
+spent/ID.json       what a trial has spent, over all its attempts
 prediction.json     what the law says of the held-out rung, written before that rung is run
-rungs.csv, .parquet the table; law.png, report.html
+rungs.csv, .parquet the table; the pictures, report.html
 result.json         all numbers, written last
 """
 
@@ -15,18 +17,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiclip.evaluation.sets import SetSettings
-from hiclip.scaling.findings import Findings, HeldOut, Point, held_out_numbers, law_numbers, point_of
+from hiclip.scaling.findings import Findings, HeldOut, held_out_numbers, law_numbers
 from hiclip.scaling.ladder import Ladder, Rung
 from hiclip.scaling.law import Interval, Law
-from hiclip.scaling.law_plot import law_png
-from hiclip.scaling.rung_table import Row, digest, question, stored, to_csv, to_parquet
+from hiclip.scaling.pictures import pictures
+from hiclip.scaling.points import Point, point_of
+from hiclip.scaling.rung_table import Row, digest, plain, question, stored, to_csv, to_parquet
 from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
 from pipeline.jobfile import job_fingerprint, resolved_yaml
 from pipeline.storage import Folder, absolute
 
-RESULT, PREDICTION, TABLE, PLOT, REPORT = "result.json", "prediction.json", "rungs.csv", "law.png", "report.html"
+RESULT, PREDICTION, TABLE, REPORT = "result.json", "prediction.json", "rungs.csv", "report.html"
 COMPUTE_UNIT = "FLOPs"
+
+_NOT_THE_RESULT = (
+    "name",
+    "out",
+    "ray",
+    "mlflow",
+    "concurrent",
+    "retries",
+    "budget_flops",
+    "budget_hours",
+    "budget_money",
+)
+"""Keys that change no number of a study that goes well."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class Study:
     manifest_fingerprint: str
     asked: SetSettings
     """The job's evaluation set, its path absolute."""
+    purse: Purse
 
     @property
     def question(self) -> str:
@@ -48,7 +66,8 @@ class Study:
     @property
     def key(self) -> str:
         """Hex sha256 of everything that the study's numbers depend on."""
-        return digest(job_fingerprint(self.job), [rung.id for rung in self.ladder.all], self.question)
+        own = job_fingerprint(self.job, leave_out=_NOT_THE_RESULT)
+        return digest(own, [rung.id for rung in self.ladder.all], self.question)
 
     def row(self, rung: Rung) -> Row | None:
         """What was measured of a rung, if it was."""
@@ -58,13 +77,17 @@ class Study:
         """Those of the rungs that were not measured yet."""
         return [rung for rung in rungs if self.row(rung) is None]
 
+    def points(self, rungs: Sequence[Rung]) -> tuple[Point, ...]:
+        """The measured ones of the rungs, as the laws see them."""
+        return tuple(point_of(row) for rung in rungs if (row := self.row(rung)) is not None)
 
-def open_study(job: ScaleJob, ladder: Ladder, manifest_fingerprint: str) -> Study:
+
+def open_study(job: ScaleJob, ladder: Ladder, manifest_fingerprint: str, purse: Purse) -> Study:
     """Makes the study's folder and notes the job there."""
     place = Folder(absolute(job.out)).make()
     place.write_text("job.yaml", resolved_yaml(job))
     asked = job.error.set.model_copy(update={"root": absolute(job.error.set.root)})
-    return Study(job, ladder, place, manifest_fingerprint, asked)
+    return Study(job, ladder, place, manifest_fingerprint, asked, purse)
 
 
 def finished(study: Study) -> dict[str, Any] | None:
@@ -89,8 +112,8 @@ def predict(study: Study, law: Law) -> HeldOut | None:
         earlier = json.loads(study.place.read_text(PREDICTION))
         if earlier["basis"] == basis:
             said = Interval(earlier["predicted"], earlier["low"], earlier["high"])
-            return HeldOut(rung.name, rung.compute, said, earlier["before"], None)
-    held_out = HeldOut(rung.name, rung.compute, law.prediction(rung.compute), study.row(rung) is None, None)
+            return HeldOut(rung.full_name, rung.compute, said, earlier["before"], None)
+    held_out = HeldOut(rung.full_name, rung.compute, law.prediction(rung.compute), study.row(rung) is None, None)
     predicted = {key: value for key, value in held_out_numbers(held_out).items() if key not in ("measured", "covered")}
     content = predicted | {"rung": rung.id, "basis": basis, "law": law_numbers(law)}
     study.place.write_text(PREDICTION, json.dumps(content, indent=1) + "\n")
@@ -98,27 +121,32 @@ def predict(study: Study, law: Law) -> HeldOut | None:
 
 
 def write_findings(study: Study, findings: Findings, seconds: float) -> str:
-    """Writes table, plot, page and, last, result.json; returns the path of that."""
-    place = study.place
+    """Writes table, pictures, page and, last, result.json; returns the path of that."""
     rows = [row for rung in study.ladder.all if (row := study.row(rung)) is not None]
+    fitted = {rung.id for rung in study.ladder.rungs}
     write_table(study, rows)
-    plot = law_png(findings)
-    place.write_bytes(PLOT, plot)
-    place.write_text(REPORT, study_page(findings, plot))
-    result = findings.numbers() | {
-        "study": study.key,
-        "name": study.job.name,
-        "sentence": findings.sentence(),
-        "error": study.job.error.model_dump(mode="json") | {"unit": study.job.error.unit},
-        "compute_unit": COMPUTE_UNIT,
-        "rungs": [row.model_dump() for row in rows if row.rung in {rung.id for rung in study.ladder.rungs}],
-        "missing": [failure.model_dump(exclude={"trace"}) for failure in findings.failures],
-        "plot": place.join(PLOT),
-        "report": place.join(REPORT),
-        "table": place.join(TABLE),
-        "seconds": seconds,
-    }
-    place.write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    return write_result(
+        study.place,
+        findings,
+        {
+            "study": study.key,
+            "name": study.job.name,
+            "error": study.job.error.model_dump(mode="json") | {"unit": study.job.error.unit},
+            "rungs": [plain(row) for row in rows if row.rung in fitted],
+            "table": study.place.join(TABLE),
+            "seconds": seconds,
+        },
+    )
+
+
+def write_result(place: Folder, findings: Findings, also: dict[str, Any]) -> str:
+    """Writes pictures, page and, last, result.json, which has the findings' numbers and `also`; returns its path."""
+    drawn = pictures(findings)
+    for name, png in drawn.items():
+        place.write_bytes(name, png)
+    place.write_text(REPORT, study_page(findings, drawn))
+    result = findings.numbers() | also | {"pictures": {name: place.join(name) for name in drawn}}
+    place.write_text(RESULT, json.dumps(result | {"report": place.join(REPORT)}, indent=1) + "\n")
     return place.join(RESULT)
 
 
@@ -126,8 +154,3 @@ def write_table(study: Study, rows: Sequence[Row]) -> None:
     """Writes the measured rungs as rungs.csv and rungs.parquet."""
     study.place.write_text(TABLE, to_csv(rows))
     study.place.write_bytes("rungs.parquet", to_parquet(rows))
-
-
-def points(study: Study, rungs: Sequence[Rung]) -> tuple[Point, ...]:
-    """The measured ones of the rungs, as the law sees them."""
-    return tuple(point_of(row) for rung in rungs if (row := study.row(rung)) is not None)

@@ -1,11 +1,13 @@
-"""The page of a study: the law in a sentence, its plot, every number behind it; one file, nothing is fetched."""
+"""The page of a study: what was found in words, pictures, every number behind them; one file, nothing is fetched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from hiclip.scaling.findings import Findings, HeldOut, formula, residual_rows
-from hiclip.scaling.law import Interval, Law
+from hiclip.scaling.analysis import MethodFindings
+from hiclip.scaling.findings import Findings, HeldOut, formula, residual_rows, size_formula
+from hiclip.scaling.law import Interval
+from hiclip.scaling.size_law import SizeLaw
 from pipeline.page import data_uri, figures, page, text
 
 _STYLE = """
@@ -18,38 +20,88 @@ main{max-width:1040px}
 th,td{padding:7px 16px 7px 0;text-align:right;border-top:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
 tr.held td{color:var(--bad)}
-.reason{white-space:normal;text-align:left}
+td.words{white-space:normal;text-align:left}
+.panel{overflow-x:auto}
 """
+_ALT = {
+    "law.png": "the laws and their rungs",
+    "residuals.png": "how far each rung is from its law",
+    "compute_ratio.png": "how much compute the first method needs for the same error",
+}
 
 
-def study_page(findings: Findings, plot: bytes) -> str:
-    """The whole page; `plot` is the law's PNG."""
-    return page(findings.name, _STYLE, _parts(findings, plot))
+def study_page(findings: Findings, pictures: Mapping[str, bytes]) -> str:
+    """The whole page; `pictures`: PNG by the name of its file."""
+    return page(findings.name, _STYLE, _parts(findings, pictures))
 
 
-def _parts(findings: Findings, plot: bytes) -> Iterator[str]:
+def _parts(findings: Findings, pictures: Mapping[str, bytes]) -> Iterator[str]:
     yield f'<h1>{text(findings.name)}</h1>\n<p class="lead">{text(findings.sentence())}</p>\n'
     yield _figures(findings)
-    yield f'<div class="panel plot"><img alt="the law and its rungs" src="{data_uri(plot)}"></div>\n'
-    yield "<h2>Law</h2>\n" + _law_text(findings) + _law_table(findings.law)
-    yield "<h2>Rungs</h2>\n" + _rung_text() + _rung_table(findings)
+    yield _picture("law.png", pictures)
+    if findings.ratios:
+        yield "<h2>At equal error</h2>\n"
+        yield "".join(f"<p>{text(ratio.sentence())}.</p>\n" for ratio in findings.ratios)
+        yield _picture("compute_ratio.png", pictures)
+    for found in findings.methods:
+        yield from _method_parts(findings, found, pictures)
+    yield "<h2>Rungs</h2>\n" + _rung_text() + _picture("residuals.png", pictures) + _rung_table(findings)
+    if findings.suggestion is not None:
+        yield f"<h2>Next</h2>\n<p>{text(findings.suggestion.sentence(findings.compute_unit))}.</p>\n"
     if findings.failures:
-        yield "<h2>Missing</h2>\n<p>These rungs failed twice; the law knows nothing of them.</p>\n"
+        yield "<h2>Missing</h2>\n<p>These rungs failed; the laws know nothing of them.</p>\n"
         rows = [[failure.name, f"{failure.compute:.3g}", failure.reason] for failure in findings.failures]
-        yield _table(["rung", f"compute ({findings.compute_unit})", "reason"], rows)
+        yield _table(["rung", f"compute ({findings.compute_unit})", "reason"], rows, words=2)
+
+
+def _method_parts(findings: Findings, found: MethodFindings, pictures: Mapping[str, bytes]) -> Iterator[str]:
+    name = f" of {text(found.method)}" if found.method else ""
+    yield f"<h2>Law{name}</h2>\n" + _law_text(findings, found) + _law_table(found)
+    yield f"<h2>Size and pairs{name}</h2>\n"
+    law = found.size_law
+    if law is None:
+        yield f"<p>No law of size and pairs was fitted: {text(found.size_law_refused)}.</p>\n"
+        return
+    yield (
+        f"<p>{text(findings.what)} = {text(size_formula(law))}, N {_size_words(found)}, D pairs seen"
+        f"{', counted by what repeated pairs are worth' if law.repeat is not None else ''}. Given so much compute for "
+        "one run, the model and the pairs that the law would choose:</p>\n"
+    )
+    what = "parameters" if _has_parameters(found) else "compute of a pair"
+    said = [f"<li>{text(best.sentence(findings.compute_unit, what))}.</li>" for best in found.allocations]
+    yield f"<ul>{''.join(said)}</ul>\n"
+    yield _picture(f"iso_flops{f'_{found.method}' if found.method else ''}.png", pictures)
+    yield _size_table(law)
+
+
+def _picture(name: str, pictures: Mapping[str, bytes]) -> str:
+    if name not in pictures:
+        return ""
+    alt = _ALT.get(name, "the best size of model for a compute")
+    return f'<div class="panel plot"><img alt="{text(alt)}" src="{data_uri(pictures[name])}"></div>\n'
 
 
 def _figures(findings: Findings) -> str:
     law, held_out = findings.law, findings.held_out
-    boxes = [(f"{law.b.value:.3f}", f"exponent b, {law.b.low:.3f} to {law.b.high:.3f}")]
+    boxes = [
+        (f"{found.law.b.value:.3f}", f"exponent b{_of(found)}, {found.law.b.low:.3f} to {found.law.b.high:.3f}")
+        for found in findings.methods
+    ]
     if law.form == "power_with_floor":
-        boxes.append((f"{law.E.value:.3g}", f"floor E, {law.E.low:.3g} to {law.E.high:.3g}"))
+        boxes += [
+            (f"{found.law.E.value:.3g}", f"floor E{_of(found)}, {found.law.E.low:.3g} to {found.law.E.high:.3g}")
+            for found in findings.methods
+        ]
     boxes.append((f"{law.leave_one_out:.1%}", "typical error of predicting one rung from the others"))
     if held_out is None:
         return figures(boxes)
     boxes.append((f"{held_out.predicted.value:.3g}", f"predicted for {held_out.name}, {_band(held_out.predicted)}"))
     kind, value, what = _measured_box(held_out)
     return figures([*boxes, (value, what)], [*[""] * len(boxes), kind])
+
+
+def _of(found: MethodFindings) -> str:
+    return f" of {found.method}" if found.method else ""
 
 
 def _measured_box(held_out: HeldOut) -> tuple[str, str, str]:
@@ -59,21 +111,53 @@ def _measured_box(held_out: HeldOut) -> tuple[str, str, str]:
     return kind, f"{held_out.point.error:.3g}", f"measured, {verdict} the predicted band"
 
 
-def _law_text(findings: Findings) -> str:
+def _law_text(findings: Findings, found: MethodFindings) -> str:
+    stands = ""
+    if len(found.selected) < len(found.points):
+        stands = f" It stands on the best {len(found.selected)} of {len(found.points)} rungs."
+    pictures = " and over other pictures of the same kind" if all(point.draws for point in found.points) else ""
     return (
-        f"<p>{text(findings.what)} = {text(formula(findings.law))}, C in {text(findings.compute_unit)}. Fitted "
-        "with Huber's loss on log residuals. The intervals hold the truth with 95 % if the law has this form and runs "
-        "scatter normally around it; with few rungs that makes them wide, which is what few rungs can say. Beyond the "
-        "largest rung the form itself is an assumption.</p>\n"
+        f"<p>{text(findings.what)} = {text(formula(found.law))}, C in {text(findings.compute_unit)}.{stands} Fitted "
+        f"with Huber's loss on log residuals. The intervals hold the truth with 95 % over other runs{pictures}, if the "
+        "law has this form and runs scatter normally around it; with few rungs that makes them wide, which is what few "
+        "rungs can say. Beyond the largest rung the form itself is an assumption: "
+        f"{text(found.forms.sentence())}.</p>\n"
     )
 
 
-def _law_table(law: Law) -> str:
+def _law_table(found: MethodFindings) -> str:
+    law = found.law
     rows = [["exponent b", *_interval(law.b)], ["factor a at C = 1", *_interval(law.a)]]
     if law.form == "power_with_floor":
         rows.append(["floor E", *_interval(law.E)])
     rows.append(["scatter of one rung around the law", f"{law.noise:.2%}", "", ""])
+    forms = [
+        [fit.form, f"{fit.parameters}", f"{fit.aicc:.1f}", f"{fit.weight:.2f}", f"{fit.leave_one_out:.2%}"]
+        for fit in found.forms.fits
+    ]
+    forms += [[form, why, "", "", ""] for form, why in found.forms.refused.items()]
+    heads = ["form", "numbers", "AICc", "weight", "leave one out"]
+    return _table(["", "value", "from", "to (95 %)"], rows) + _table(heads, forms)
+
+
+def _size_table(law: SizeLaw) -> str:
+    named = {"exponent alpha of N": law.alpha, "exponent beta of D": law.beta, "A at N = 1": law.A, "B at D = 1": law.B}
+    if law.form == "power_with_floor":
+        named["floor E"] = law.E
+    if law.repeat is not None:
+        named["R*, lasting passes of repeated pairs"] = law.repeat
+    rows = [[name, *_interval(one)] for name, one in named.items()]
+    rows.append(["scatter of one rung around the law", f"{law.noise:.2%}", "", ""])
+    rows.append(["typical error of predicting one rung from the others", f"{law.leave_one_out:.2%}", "", ""])
     return _table(["", "value", "from", "to (95 %)"], rows)
+
+
+def _size_words(found: MethodFindings) -> str:
+    return "parameters" if _has_parameters(found) else "the compute of a pair"
+
+
+def _has_parameters(found: MethodFindings) -> bool:
+    return all(point.parameters is not None for point in found.points)
 
 
 def _rung_text() -> str:
@@ -93,25 +177,24 @@ def _rung_table(findings: Findings) -> str:
         "by the others",
         "off by",
     ]
-    rows = [
-        [
-            point.name,
-            f"{point.compute:.3g}",
-            f"{point.error:.4g}",
-            f"{point.low:.4g} to {point.high:.4g}",
-            f"{fitted:.4g}",
-            f"{alone:.4g}",
-            f"{alone / point.error - 1:+.1%}",
-        ]
-        for point, fitted, alone in residual_rows(findings.law, findings.points)
-    ]
+    rows = []
+    for found in findings.methods:
+        fitted = {point.name: (own, alone) for point, own, alone in residual_rows(found.law, found.stands_on)}
+        for place, point in enumerate(found.points):
+            name = f"{found.method}: {point.name}" if found.method else point.name
+            cells = [name, f"{point.compute:.4g}", f"{point.error:.4g}", f"{point.low:.4g} to {point.high:.4g}"]
+            if place not in found.selected:
+                rows.append([*cells, f"{found.law.error(point.compute):.4g}", "", "not stood on"])
+                continue
+            own, alone = fitted[point.name]
+            rows.append([*cells, f"{own:.4g}", f"{alone:.4g}", f"{alone / point.error - 1:+.1%}"])
     held_out = findings.held_out
     if held_out is None or held_out.point is None:
         return _table(heads, rows)
     point, predicted = held_out.point, held_out.predicted.value
     last = [
         f"{held_out.name} (held out)",
-        f"{point.compute:.3g}",
+        f"{point.compute:.4g}",
         f"{point.error:.4g}",
         f"{point.low:.4g} to {point.high:.4g}",
     ]
@@ -126,12 +209,21 @@ def _band(interval: Interval) -> str:
     return f"{interval.low:.3g} to {interval.high:.3g}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], held_out: Sequence[str] | None = None) -> str:
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    held_out: Sequence[str] | None = None,
+    words: int | None = None,
+) -> str:
+    """`words`: the column that may break over lines."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in heads)
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    last = f'<tr class="held">{_cells(held_out)}</tr>' if held_out else ""
+    body = "".join(f"<tr>{_cells(row, words)}</tr>" for row in rows)
+    last = f'<tr class="held">{_cells(held_out, words)}</tr>' if held_out else ""
     return f'<div class="panel"><table><tr>{head}</tr>{body}{last}</table></div>\n'
 
 
-def _cells(row: Sequence[str]) -> str:
-    return "".join(f"<td>{text(cell)}</td>" for cell in row)
+def _cells(row: Sequence[str], words: int | None) -> str:
+    return "".join(
+        f'<td class="words">{text(cell)}</td>' if place == words else f"<td>{text(cell)}</td>"
+        for place, cell in enumerate(row)
+    )

@@ -45,12 +45,12 @@ class StudyProgress:
         count = f"{self._ended}/{self._rungs} rungs"
         self._bar.update(self._task, advance=rung.compute, description=count)
         if isinstance(found, Failure):
-            self.say(f"{rung.name}: failed, {found.reason} ({count})")
+            self.say(f"{rung.full_name}: failed, {found.reason} ({count})")
         elif earlier:
-            self.say(f"{rung.name}: {self._unit} {found.error:.4g}, measured before ({count})")
+            self.say(f"{rung.full_name}: {self._unit} {found.error:.4g}, measured before ({count})")
         else:
             speed = f"{found.trial_s:.0f} s, {found.pairs_per_s:,.0f} pairs/s"
-            self.say(f"{rung.name}: {self._unit} {found.error:.4g}, {speed} ({count})")
+            self.say(f"{rung.full_name}: {self._unit} {found.error:.4g}, {speed} ({count})")
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
@@ -63,9 +63,11 @@ def findings_table(findings: Findings) -> Table:
     table.add_column("rung")
     for name in (findings.compute_unit, "measured", "law", "others", "off by"):
         table.add_column(name, justify="right", no_wrap=True)
-    for point, fitted, alone in residual_rows(findings.law, findings.points):
-        off = f"{alone / point.error - 1:+.1%}"
-        table.add_row(point.name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)
+    for found in findings.methods:
+        for point, fitted, alone in residual_rows(found.law, found.stands_on):
+            name = f"{found.method}: {point.name}" if found.method else point.name
+            off = f"{alone / point.error - 1:+.1%}"
+            table.add_row(name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)
     for failure in findings.failures:
         table.add_row(failure.name, f"{failure.compute:.3g}", "failed", "", "", "")
     held_out = findings.held_out
@@ -76,3 +78,17 @@ def findings_table(findings: Findings) -> Table:
         table.add_section()
         table.add_row(f"{held_out.name} (held out)", f"{held_out.compute:.3g}", f"{measured:.4g}", said, said, off)
     return table
+
+
+def answers(findings: Findings) -> list[str]:
+    """What follows from the laws, a sentence each: the best use of compute, and the rung to run next."""
+    said = []
+    for found in findings.methods:
+        whose = f"{found.method}: " if found.method else ""
+        if found.size_law is None:
+            said.append(f"{whose}no law of size and pairs: {found.size_law_refused}")
+        what = "parameters" if all(point.parameters is not None for point in found.points) else "compute of a pair"
+        said += [f"{whose}{best.sentence(findings.compute_unit, what)}" for best in found.allocations]
+    if findings.suggestion is not None:
+        said.append(findings.suggestion.sentence(findings.compute_unit))
+    return said

@@ -19,7 +19,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,32 @@ def go_back(run_folder: str, seen: int) -> str | None:
     return run.join(chosen)
 
 
+def checkpoints(run_folder: str) -> dict[int, str]:
+    """The whole checkpoints of a run by pairs seen, ascending."""
+    run = folder(run_folder)
+    return {_seen(name): run.join(name) for name in _checkpoints(run)}
+
+
+def adopt_checkpoint(path: str, run_folder: str, job_fingerprint: str, job: str) -> str:
+    """Makes a checkpoint of another run the one that the run in `run_folder` starts from; returns its address there.
+
+    For a job that would have come to the very same checkpoint by itself, which only its caller can know: one that is
+    equal up to there, in what it learns from and how. `job`: the resolved job as YAML. CheckpointError if it is torn.
+    """
+    found = read_checkpoint(path)
+    own = folder(run_folder).child(checkpoint_name(found.state.seen))
+    begin_checkpoint(own)
+    state = found.state.model_copy(update={"job_fingerprint": job_fingerprint, "mlflow_run_id": None})
+    files = [name for name in found.place.names() if name not in ("job.yaml", "state.json", COMPLETE)]
+    with local_files(found.place, files) as here:
+        for name in files:
+            own.upload(str(here / name), name)
+    own.write_text("job.yaml", job)
+    own.write_text("state.json", state.model_dump_json(indent=1) + "\n")
+    complete_checkpoint(own)
+    return own.root
+
+
 def read_checkpoint(path: str) -> Checkpoint:
     """The checkpoint at `path`, or the newest of the run at `path`. CheckpointError if it is torn or not there."""
     place = folder(path)
@@ -206,13 +232,16 @@ def complete_checkpoint(place: Folder) -> None:
     place.write_text(COMPLETE, json.dumps({"files": place.names()}, indent=1) + "\n")
 
 
-def prune_checkpoints(run_folder: str, keep: int, keep_best: int = 0) -> None:
-    """Removes all but the newest `keep` whole checkpoints and the `keep_best` of lowest `recent_loss`, and torn ones
-    older than the newest."""
+def prune_checkpoints(
+    run_folder: str, keep: int, keep_best: int = 0, stays: Callable[[int], bool] = lambda seen: False
+) -> None:
+    """Removes all but the newest `keep` whole checkpoints, the `keep_best` of lowest `recent_loss` and those that
+    `stays` names by pairs seen; and torn ones older than the newest."""
     run = folder(run_folder)
     whole = _checkpoints(run)
     newest = whole[-keep:]
     kept = {*newest, *sorted(whole, key=lambda name: _recent_loss(run, name))[:keep_best]}
+    kept |= {name for name in whole if stays(_seen(name))}
     folders = {f"{_CHECKPOINTS}/{name.split('/')[1]}" for name in run.names(f"{_CHECKPOINTS}/")}
     for name in sorted(folders - kept):
         if newest and name < newest[0]:
@@ -222,6 +251,10 @@ def prune_checkpoints(run_folder: str, keep: int, keep_best: int = 0) -> None:
 def _remove(run: Folder, name: str) -> None:
     run.remove(f"{name}/{COMPLETE}")  # first, so that a half-removed one does not look whole
     run.remove(name)
+
+
+def _seen(name: str) -> int:
+    return int(name.rsplit("-", 1)[-1])
 
 
 def _recent_loss(run: Folder, name: str) -> float:

@@ -84,11 +84,14 @@ def _data_lines(job: PretrainJob, manifests: Sequence[Manifest | None]) -> Itera
             yield "dataset", f"{dataset.path}: not built yet, see pipeline.build"
             continue
         name = f"{dataset.path}: " if len(datasets) > 1 else ""
+        unique = job.data.unique_pairs or manifest.pairs
         size = sum(shard.bytes for shard in manifest.shards)
         yield "dataset", f"{name}{manifest.pairs:,} pairs, {_size(size)}, fingerprint {manifest.fingerprint[:12]}"
+        if unique != manifest.pairs:
+            yield "shown of it", f"{unique:,} pairs"
         if mixture is None:
             continue
-        epochs = f"{mixture.counts(job.pairs)[place] / manifest.pairs:.2f}"
+        epochs = f"{mixture.counts(job.pairs)[place] / unique:.2f}"
         if len(datasets) > 1:
             share = float(mixture.share(place))
             yield "of a batch", f"{share:.2%}, {share * job.data.batch:,.1f} pairs, {epochs} epochs"

@@ -48,6 +48,9 @@ class DataSettings(Settings):
     dataset: DatasetSettings
     """Folder or s3:// address that `pipeline.build` wrote. Or several, mixed by weight and each in epochs
     of its own: `[{path: A, weight: 3}, {path: B, weight: 1}]`."""
+    unique_pairs: Annotated[int, Field(ge=1)] | None = None
+    """Show only so many pairs of the dataset, the same ones in every run: its first, which are a fair sample, as pairs
+    lie in the order of a hash. What smaller numbers show is part of what larger ones do. Null: all."""
     batch: Annotated[int, Field(ge=2)]
     """Pairs of one step over all workers: every pair is told apart from all others of its batch."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
@@ -116,6 +119,9 @@ class CheckpointSettings(Settings):
 
     every_pairs: Annotated[int, Field(ge=1)]
     """Pairs seen between two checkpoints, rounded up to whole steps."""
+    at: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Pairs seen, rounded up to whole steps, after which a checkpoint is written that stays until somebody removes it:
+    other runs may start from it."""
     every_minutes: Annotated[Number, Field(gt=0)] | None = None
     """Minutes after which a checkpoint is written in any case; null: pairs alone count."""
     keep: Annotated[int, Field(ge=1)] = 2
@@ -250,6 +256,11 @@ class PretrainJob(Job):
         if self.data.batch % self.workers.count:
             raise ValueError(
                 f"data.batch: expected a multiple of workers.count ({self.workers.count}), came {self.data.batch}"
+            )
+        if self.data.unique_pairs is not None and len(self.data.datasets) > 1:
+            raise ValueError(
+                f"data.unique_pairs: expected null with {len(self.data.datasets)} datasets, came "
+                f"{self.data.unique_pairs}: it counts the pairs of one"
             )
         self._check_least()
         self.objective.check(self.model, self.data.batch // self.workers.count)

@@ -72,7 +72,11 @@ class Saver:
     def is_due(self) -> bool:
         """Whether the step that was just done is one to save after."""
         every, batch = self._job.checkpoints.every_pairs, self._job.data.batch
-        return self.seen // every > (self.seen - batch) // every or self.seen == self.pairs
+        return self.seen // every > (self.seen - batch) // every or self.seen == self.pairs or self._stays(self.seen)
+
+    def _stays(self, seen: int) -> bool:
+        """Whether the job names these pairs seen, or the step that led there passed a number that it names."""
+        return any(seen - self._job.data.batch < at <= seen for at in self._job.checkpoints.at)
 
     def is_late(self) -> bool:
         """Whether the last checkpoint, or the start, is too long ago, by the clock of this rank."""
@@ -114,7 +118,7 @@ class Saver:
         begin_checkpoint(target)
         write_contents(target, weights, optimizer, job.model, resolved_yaml(job), state, history)
         complete_checkpoint(target)
-        prune_checkpoints(self._place.run_folder, job.checkpoints.keep, job.checkpoints.keep_best)
+        prune_checkpoints(self._place.run_folder, job.checkpoints.keep, job.checkpoints.keep_best, self._stays)
 
     def _state(self) -> TrainState:
         losses = [row.loss for row in self.history[self._saved_rows :] if math.isfinite(row.loss)]

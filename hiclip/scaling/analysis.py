@@ -1,0 +1,168 @@
+"""From measured rungs to all that a study says: a law for each method, its rivals, the law of size and pairs, and the
+answers that follow from them. The same for our own rungs and for somebody else's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hiclip.scaling.compute_ratio import ComputeRatio, compute_ratio
+from hiclip.scaling.form_choice import FormChoice, choose_form
+from hiclip.scaling.law import Law, LawError, fit_law
+from hiclip.scaling.optimum import Optimum, PairCost, compute_optimal, pair_cost
+from hiclip.scaling.points import Point
+from hiclip.scaling.robust_fit import Array, Form
+from hiclip.scaling.selection import Selection, selected
+from hiclip.scaling.size_law import SizeLaw, fit_size_law
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How a table is read."""
+
+    form: Form = "power"
+    selection: Selection = "all"
+    bins: int = 5
+    draws: int = 2000
+    seed: int = 0
+    budgets: tuple[float, ...] = ()
+    """Compute of single runs for which the best size and pairs are told; empty: the largest run's, ten times and a
+    hundred times that."""
+
+
+@dataclass(frozen=True)
+class MethodFindings:
+    """What the rungs of one method say."""
+
+    method: str
+    """Empty where there is one alone."""
+    points: tuple[Point, ...]
+    selected: tuple[int, ...]
+    """Places in `points` of those that the law of compute stands on, in its own order."""
+    law: Law
+    forms: FormChoice
+    size_law: SizeLaw | None
+    size_law_refused: str
+    """Why there is none."""
+    allocations: tuple[Optimum, ...]
+
+    @property
+    def stands_on(self) -> tuple[Point, ...]:
+        """The points of the law of compute."""
+        return tuple(self.points[place] for place in self.selected)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """N of every point, or what stands for it; see `size_of`."""
+        return tuple(size for point in self.points if (size := size_of(point)) is not None)
+
+
+def size_of(point: Point) -> float | None:
+    """N; where a table does not say it, the compute of a pair, which grows with it."""
+    return point.parameters if point.parameters is not None else point.flops_per_pair
+
+
+def analyse(points: Sequence[Point], how: Analysis) -> tuple[MethodFindings, ...]:
+    """The findings of each method, in the order in which the methods first come.
+
+    Raises LawError, which names the method, if its rungs carry no law of compute. A law of size and pairs is left out,
+    and it is said why, where they carry none.
+    """
+    methods = dict.fromkeys(point.method for point in points)
+    return tuple(
+        # A seed of its own: the runs of two methods have nothing in common; pictures have, see `compute_ratio`.
+        _of_method(method, [p for p in points if p.method == method], replace(how, seed=how.seed + place))
+        for place, method in enumerate(methods)
+    )
+
+
+def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
+    """The first method against each other, at the largest compute that both have reached."""
+    first, *others = found
+    return tuple(
+        compute_ratio(
+            first.law,
+            other.law,
+            min(max(first.law.computes), max(other.law.computes)),
+            first.method,
+            other.method,
+        )
+        for other in others
+    )
+
+
+def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFindings:
+    computes, errors = [point.compute for point in points], [point.error for point in points]
+    try:
+        chosen = selected(computes, errors, how.selection, how.bins)
+        stood = [points[place] for place in chosen]
+        law = fit_law(
+            [point.compute for point in stood],
+            [point.error for point in stood],
+            how.form,
+            how.draws,
+            how.seed,
+            _picture_draws(stood),
+        )
+    except LawError as error:
+        raise LawError(f"{method}: {error}" if method else str(error)) from None
+    size_law, refused = _size_law(points, how)
+    return MethodFindings(
+        method,
+        tuple(points),
+        tuple(chosen),
+        law,
+        choose_form(law.computes, law.errors),
+        size_law,
+        refused,
+        () if size_law is None else _allocations(points, size_law, how),
+    )
+
+
+def _size_law(points: Sequence[Point], how: Analysis) -> tuple[SizeLaw | None, str]:
+    """The law of size and pairs, or None and why."""
+    sizes, seen = [size_of(point) for point in points], [point.seen for point in points]
+    if None in sizes or None in seen:
+        return None, "the table does not say how many pairs each run has seen"
+    unique = [point.unique for point in points]
+    try:
+        return (
+            fit_size_law(
+                [float(size) for size in sizes if size is not None],
+                [float(one) for one in seen if one is not None],
+                [point.error for point in points],
+                how.form,
+                how.draws,
+                how.seed,
+                None if None in unique else [float(one) for one in unique if one is not None],
+                _picture_draws(points),
+            ),
+            "",
+        )
+    except LawError as error:
+        return None, str(error)
+
+
+def _allocations(points: Sequence[Point], law: SizeLaw, how: Analysis) -> tuple[Optimum, ...]:
+    cost = cost_of_a_pair(points)
+    largest = max(point.compute for point in points)
+    unique = [point.unique for point in points if point.unique is not None]
+    most = max(unique) if law.repeat is not None and unique else None
+    budgets = how.budgets or (largest, 10 * largest, 100 * largest)
+    return tuple(compute_optimal(law, cost, budget, most) for budget in budgets)
+
+
+def cost_of_a_pair(points: Sequence[Point]) -> PairCost:
+    """N -> compute of one pair, through what was measured."""
+    known = [(size, cost) for point in points if (size := size_of(point)) and (cost := point.flops_per_pair)]
+    return pair_cost([size for size, _ in known], [cost for _, cost in known])
+
+
+def _picture_draws(points: Sequence[Point]) -> Array | None:
+    """(K, n) errors on resamples of the pictures; None unless all points have them."""
+    if not points or not all(point.draws for point in points):
+        return None
+    return np.array([point.draws for point in points], dtype=float).T

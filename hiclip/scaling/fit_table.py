@@ -1,0 +1,66 @@
+"""`python -m hiclip.scale --fit-only TABLE.csv`: the laws of a table that somebody else measured; trains nothing."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from hiclip.scaling.analysis import Analysis, analyse, compare
+from hiclip.scaling.findings import Findings
+from hiclip.scaling.measured_table import read_table
+from hiclip.scaling.robust_fit import Form
+from hiclip.scaling.selection import Selection
+from hiclip.scaling.study_folder import TABLE, write_result
+from hiclip.scaling.study_view import answers, findings_table
+from pipeline.jobfile import InputError
+from pipeline.storage import Folder, absolute
+
+FIT_ONLY = "--fit-only"
+
+
+def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
+    """Fits, writes the same files as a study, and returns the path of result.json. `words`: the command line."""
+    given = _parser(prog).parse_args(words)
+    began = time.monotonic()
+    if given.draws < 100 or given.bins < 2:
+        raise InputError(f"expected at least 100 draws and 2 bins, came {given.draws} and {given.bins}")
+    points = read_table(given.fit_only)
+    how = Analysis(given.form, given.selection, given.bins, given.draws, given.seed, tuple(given.budgets))
+    found = analyse(points, how)
+    name = Path(given.fit_only).stem
+    findings = Findings(name, given.error, given.unit, found, None, ratios=compare(found))
+    place = Folder(absolute(given.out or str(Path(given.fit_only).with_suffix("")) + "-law")).make()
+    place.upload(given.fit_only, TABLE)
+    result = write_result(
+        place, findings, {"name": name, "table": place.join(TABLE), "seconds": time.monotonic() - began}
+    )
+    console.print(findings_table(findings))
+    console.print(findings.sentence(), markup=False)
+    for line in answers(findings):
+        console.print(f"scale: {line}.", markup=False)
+    return result
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Fit scaling laws to a table of measured runs.")
+    option = parser.add_argument
+    known = "model, seen, parameters, unique, method, error_low, error_high"
+    option(FIT_ONLY, required=True, metavar="TABLE.csv", help=f"columns compute, error; and what is known of {known}")
+    forms = "power: error = a·C^b; power_with_floor: E + a·C^b"
+    option("--form", choices=get_args(Form), default="power", help=forms)
+    stands = "the runs that the law of compute stands on: all, the frontier, or the best of each bin of log compute"
+    option("--selection", choices=get_args(Selection), default="all", help=stands)
+    option("--bins", type=int, default=5, help="parts of log compute, for --selection bins")
+    option("--draws", type=int, default=2000, help="tables drawn for the bands")
+    option("--seed", type=int, default=0, help="seed of the draws")
+    budgets = "compute of single runs for which the best size and pairs are told"
+    option("--budgets", type=float, nargs="*", default=[], help=budgets)
+    parser.add_argument("--unit", default="FLOPs", help="unit of the column compute, for the reader")
+    parser.add_argument("--error", default="error", help="what the column error is, for the reader")
+    parser.add_argument("--out", help="folder or s3:// address that is written to; default: beside the table")
+    return parser

@@ -1,0 +1,168 @@
+"""Given so much compute: how large a model, on how many pairs, and what will it reach?
+
+The law of size and pairs is minimised along the line of equal compute C = D · cost(N), for the fit and for each of its
+draws, so that every answer has its band (the IsoFLOP curves of Hoffmann et al. 2022 are that line seen from the side).
+For C = k·N·D and no repetition the minimum is theirs in closed form, which a test compares; here the cost of a pair is
+what our own formula or the table says, and repeated pairs are worth less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hiclip.scaling.law import Interval
+from hiclip.scaling.robust_fit import Array
+from hiclip.scaling.size_law import SizeLaw
+
+_GRID = 400
+_BEYOND = 10.0  # times the measured sizes that are searched on both sides
+_STEP = 1.5  # of compute, on both sides of a budget, over which the frontier's exponent is taken
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """Compute of one pair as a power of N: a line in logs through what was measured."""
+
+    level: float
+    slope: float
+    spread: float
+    """Standard deviation of the measured log costs around the line."""
+
+    def __call__(self, sizes: Array) -> Array:
+        """(n,) N to (n,) compute of a pair."""
+        costs: Array = np.exp(self.level + self.slope * np.log(sizes))
+        return costs
+
+
+def pair_cost(sizes: Sequence[float], costs: Sequence[float]) -> PairCost:
+    """The line through (N, compute of a pair) of the measured rungs."""
+    x, y = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(costs, dtype=float))
+    slope, level = np.polyfit(x, y, 1) if np.ptp(x) > 0 else (1.0, float((y - x).mean()))
+    return PairCost(float(level), float(slope), float(np.std(y - level - slope * x)))
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best use of a budget of compute."""
+
+    budget: float
+    """C of one run."""
+    size: Interval
+    """N."""
+    pairs: Interval
+    """D."""
+    error: Interval
+    """Where the law lies there."""
+    exponent: Interval
+    """p of N ~ C^p along the frontier, around this budget."""
+    unique: float | None
+    """U that it was computed for; None: every pair is new."""
+    outside: str
+    """In words, what of it lies beyond the measured rungs; empty if nothing does."""
+
+    def sentence(self, unit: str, what: str = "parameters") -> str:
+        """The answer in words. `unit`: of compute; `what`: of N."""
+        size, pairs, error = self.size, self.pairs, self.error
+        passes = ""
+        if self.unique is not None and pairs.value > self.unique:
+            passes = f" ({pairs.value / self.unique:.1f} passes over {short(self.unique)})"
+        beyond = f"; {self.outside}" if self.outside else ""
+        return (
+            f"With {self.budget:.3g} {unit}: {short(size.value)} {what} ({short(size.low)} to {short(size.high)}) on "
+            f"{short(pairs.value)} pairs ({short(pairs.low)} to {short(pairs.high)}){passes}, for an error of "
+            f"{error.value:.3g} ({error.low:.3g} to {error.high:.3g}){beyond}"
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """As plain data for result.json."""
+        named = {"size": self.size, "pairs": self.pairs, "error": self.error, "exponent": self.exponent}
+        own = {"budget": self.budget, "unique": self.unique, "outside": self.outside}
+        return own | {name: vars(one) for name, one in named.items()}
+
+
+def compute_optimal(
+    law: SizeLaw, cost: Callable[[Array], Array], budget: float, unique: float | None = None
+) -> Optimum:
+    """The best N and D for `budget`, with bands. `unique`: pairs there are; None, or no repetition in the law: enough."""
+    unique = unique if law.repeat is not None else None
+    places = {times: _frontier(law, cost, times * budget, unique) for times in (1 / _STEP, 1.0, _STEP)}
+    (low_fit, low_drawn), (high_fit, high_drawn) = places[1 / _STEP][:2], places[_STEP][:2]
+    fit, drawn, error, errors = places[1.0]
+    span = 2 * np.log(_STEP)
+    exponent = _interval(np.log(high_fit / low_fit) / span, np.log(high_drawn / low_drawn) / span)
+    pairs = budget / cost(np.array([fit]))[0]
+    return Optimum(
+        budget,
+        _interval(fit, drawn),
+        _interval(pairs, budget / cost(drawn)),
+        _interval(error, errors),
+        exponent,
+        unique,
+        _outside(law, fit, pairs),
+    )
+
+
+def iso_flops(
+    law: SizeLaw, cost: Callable[[Array], Array], budgets: Sequence[float], unique: float | None = None
+) -> tuple[Array, Array]:
+    """(n,) N, and (budgets, n) errors of a model of N that spends each budget: the IsoFLOP curves."""
+    sizes = np.geomspace(min(law.sizes) / 2, max(law.sizes) * 4, 160)
+    unique = unique if law.repeat is not None else None
+    return sizes, np.stack([law.errors_at(sizes, budget / cost(sizes), unique) for budget in budgets])
+
+
+def _frontier(
+    law: SizeLaw, cost: Callable[[Array], Array], budget: float, unique: float | None
+) -> tuple[float, Array, float, Array]:
+    """Best N of the fit and (draws,) of the draws, and the errors there."""
+    sizes = np.geomspace(min(law.sizes) / _BEYOND, max(law.sizes) * _BEYOND, _GRID)
+    pairs = budget / cost(sizes)
+    fit, drawn = law.errors_at(sizes, pairs, unique)[None], law.drawn(sizes, pairs, unique)
+    (best,), (least,) = _lowest(np.log(sizes), np.log(fit))
+    many, _ = _lowest(np.log(sizes), np.log(drawn))
+    # The error of the draws at the size that one would choose: nobody knows each draw's own best.
+    chosen = np.exp(np.array([best]))
+    errors = law.drawn(chosen, budget / cost(chosen), unique)[:, 0]
+    return float(np.exp(best)), np.exp(many), float(np.exp(least)), errors
+
+
+def _lowest(x: Array, curves: Array) -> tuple[Array, Array]:
+    """(S,) places and (S,) heights of the minima of S curves over an even grid x, between points by a parabola."""
+    at = np.clip(curves.argmin(axis=1), 1, len(x) - 2)
+    rows = np.arange(len(curves))
+    left, middle, right = curves[rows, at - 1], curves[rows, at], curves[rows, at + 1]
+    bend = left - 2 * middle + right
+    move = np.where(bend > 1e-15, np.clip(0.5 * (left - right) / np.where(bend > 1e-15, bend, 1), -1, 1), 0)
+    ends = curves.argmin(axis=1)
+    inside = (ends > 0) & (ends < len(x) - 1)
+    places = np.where(inside, x[at] + move * (x[1] - x[0]), x[ends])
+    heights = np.where(inside, middle - 0.25 * (left - right) * move, curves[rows, ends])
+    return places, heights
+
+
+def _outside(law: SizeLaw, size: float, pairs: float) -> str:
+    beyond = []
+    for what, value, measured in (("model", size, law.sizes), ("number of pairs", pairs, law.pairs)):
+        least, most = min(measured), max(measured)
+        if value > most:
+            beyond.append(f"the {what} is {value / most:.3g} times the largest that was measured")
+        elif value < least:
+            beyond.append(f"the {what} is {least / value:.3g} times smaller than any that was measured")
+    return ", and ".join(beyond)
+
+
+def _interval(value: float, drawn: Array) -> Interval:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def short(count: float) -> str:
+    """1.23M; three digits."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
