@@ -295,8 +295,9 @@ def retrieval_statistic(image_answers: Answers, text_answers: Answers, owners: I
     def of_owner(values: FloatArray) -> FloatArray:
         return np.bincount(owners, weights=values, minlength=pictures).astype(np.float64)
 
-    image_hits = [image_answers.ranks <= cut for cut in CUTS]
-    text_hits = [of_owner((text_answers.ranks <= cut).astype(np.float64)) for cut in CUTS]
+    # A query without an answer has a rank beyond all candidates: however few they are, none of them was found.
+    image_hits = [image_answers.ranks <= min(cut, len(owners)) for cut in CUTS]
+    text_hits = [of_owner((text_answers.ranks <= min(cut, pictures)).astype(np.float64)) for cut in CUTS]
     log_ranks = np.log(image_answers.ranks), of_owner(np.log(text_answers.ranks))
     surprises = image_answers.surprise, of_owner(text_answers.surprise)
     values = np.stack([*image_hits, *text_hits, *surprises, *log_ranks], axis=1)

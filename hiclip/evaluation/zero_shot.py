@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
 from hiclip.evaluation.label_tree import LabelTree, numbered
-from hiclip.evaluation.retrieval import IntArray, highest
+from hiclip.evaluation.retrieval import BoolArray, IntArray, highest
 
 METRICS = (
     "top1",
@@ -90,7 +90,7 @@ def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, na
 def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     """The METRICS as a function of the weights of N pictures."""
     labels, first = predictions.labels, predictions.best[:, 0]
-    hit1, hit5 = (predictions.ranks <= 1).astype(np.float64), (predictions.ranks <= 5).astype(np.float64)
+    hit1, hit5 = (_hits(predictions, cut, tree).astype(np.float64) for cut in (1, 5))
     plain = _flat_statistic(labels, hit1, hit5)
     if tree.flat:
         return _of_flat(plain, predictions, tree)
@@ -125,6 +125,12 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
         )
 
     return statistic
+
+
+def _hits(predictions: Predictions, cut: int, tree: LabelTree) -> BoolArray:
+    """(N,): whether the right class is among the first `cut`; never of an unreadable picture, however few classes."""
+    found: BoolArray = predictions.ranks <= min(cut, len(tree.classes))
+    return found
 
 
 def _of_flat(plain: Statistic, predictions: Predictions, tree: LabelTree) -> Statistic:
@@ -180,7 +186,7 @@ def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[
     names, number = tree.subgroup_numbers()
     member = np.zeros((len(predictions.labels), len(names)))
     member[np.arange(len(member)), number[predictions.labels]] = 1.0
-    hits = np.hstack([member * (predictions.ranks <= cut)[:, None] for cut in (1, 5)])
+    hits = np.hstack([member * _hits(predictions, cut, tree)[:, None] for cut in (1, 5)])
     counts = np.hstack([member, member])
     return names, lambda weights: weighted_mean(weights, hits, counts)
 

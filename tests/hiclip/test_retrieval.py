@@ -62,6 +62,12 @@ def test_an_unreadable_picture_is_wrong_and_not_dropped() -> None:
     assert captions.surprise == pytest.approx([np.log(2), 0.0])
 
 
+def test_an_unreadable_picture_is_not_found_among_few_either() -> None:
+    found = _answers([[np.nan, np.nan], [0.1, 0.9]], fits([{"a"}, {"b"}], ["a", "b"]))
+    values = retrieval_statistic(*found, np.array([0, 1]))(np.ones((1, 2)))[0]
+    assert values[:7].tolist() == [0.5] * 6 + [300.0], "of 2 candidates the third place is beyond all"
+
+
 def test_surprise_is_the_contrastive_loss_when_one_candidate_fits() -> None:
     logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.0, 1.0, 3.0]])
     right = fits([{"a"}, {"b"}, {"c"}], ["a", "b", "c"])

@@ -128,6 +128,16 @@ def test_an_unreadable_picture_is_wrong_and_as_far_off_as_can_be() -> None:
     assert found["error_distance"] == 3
 
 
+def test_an_unreadable_picture_is_wrong_among_few_classes_too() -> None:
+    few = LabelTree(("cat", "dog", "pear"), ("mammal", "mammal", "fruit"), ("animals", "animals", "food"))
+    scores = np.array([[0.1, 0.2, 0.3], [np.nan] * 3])
+    assert _measure(scores, [0, 1], LabelTree(few.classes))["top5"] == 0.5, "3 classes, and rank 4 is no hit"
+    found = _measure(scores, [0, 1], few)
+    assert (found["top5"], found["subgroup_mean_top5"]) == (0.5, 0.5)
+    statistic = subgroup_statistic(predict(scores, np.array([0, 1])), few)[1]
+    assert statistic(np.ones((1, 2)))[0].tolist() == pytest.approx([0, np.nan, 0.5, np.nan], nan_ok=True)
+
+
 def test_chance_is_what_random_scores_reach() -> None:
     labels = [0, 1, 2, 3, 4, 5, 0, 3]
     expected = dict(zip(METRICS, zero_shot_chance(np.array(labels), TREE).tolist(), strict=True))
