@@ -28,11 +28,14 @@ from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_bill import bill
-from hiclip.evaluation.evaluation_set import drawn
+from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval, drawn
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.measure import METRICS, class_only_scores, measure
 from hiclip.evaluation.outcome import finished_outcome
+from hiclip.evaluation.retrieval import Fits
 from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import COMPLETE, CheckpointError, load_towers
@@ -211,6 +214,16 @@ def test_one_who_knows_everything_is_measured_so(place: Path) -> None:
     assert all(found[name].value == found[name].low == 1.0 for name in shares)
     assert found["rsum"].value == pytest.approx(600)
     assert "error_distance" not in found, "no errors have no distance"
+
+
+def test_what_knows_classes_alone_may_be_asked_in_any_order() -> None:
+    names, rows = ("cat", "dog", "pear"), np.array([2, 0, 1])  # picture 2 shows a cat
+    classes = Classification(rows, np.arange(3), LabelTree(names), ("{}",))
+    captions = Retrieval(np.arange(3), ("dog", "pear", "cat"), np.arange(3), Fits.of_owners(np.arange(3), 3))
+    pictures = StoredPictures(("0", "1", "2"), (b"",) * 3)
+    content = EvaluationSet("turned", "0", pictures, classes, captions)
+    found = {one.metric: one.value for one in measure(content, class_only_scores(content, np.eye(3)), 0, 100).results}
+    assert (found["top1"], found["image_to_text_r1"], found["text_to_image_r1"]) == (1.0, 1.0, 1.0)
 
 
 def test_the_draw_of_retrieval_depends_on_names_alone() -> None:
