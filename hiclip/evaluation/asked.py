@@ -26,7 +26,7 @@ from pipeline.storage import folder
 
 log = logging.getLogger(__name__)
 
-_REVISION = 4
+_REVISION = 5
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
 _WITHOUT = {
     "baselines.pixel_neighbours": "baselines.pixel_neighbours=null",
@@ -62,7 +62,7 @@ class Asked:
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
         probed = [content.fingerprint for splits in self.probed for content in splits]
         heads = [head.fingerprint for head in self.heads]
-        heads += [self.hierarchy_key(self.trees), self.hierarchy_key(self.outlines)]
+        heads += [self.trees_key, self.outlines_key]
         asked = [_REVISION, job, self.model.weights, contents, probed, heads, sorted(self.missing)]
         return _digest(*asked, self.dataset_fingerprint, *([columns] if columns else []))
 
@@ -87,10 +87,21 @@ class Asked:
         how = job.linear_probe.model_dump(mode="json", exclude={"sets"})
         return _digest(how, *(self.set_key(content) for content in splits))
 
-    def hierarchy_key(self, asked: Sequence[object]) -> str:
-        """Hex sha256 of what numbers about hierarchies depend on; `asked`: the given trees, or what has masks."""
+    @property
+    def trees_key(self) -> str:
+        """Hex sha256 of what parse F1 depends on."""
+        return self._hierarchy_key([(tree.words, sorted(tree.spans)) for tree in self.trees])
+
+    @property
+    def outlines_key(self) -> str:
+        """Hex sha256 of what the agreement with segments depends on; pictures and masks by name."""
+        masks = self.job.hierarchy and self.job.hierarchy.masks
+        return self._hierarchy_key(masks and masks.model_dump(mode="json"), self.outlines)
+
+    def _hierarchy_key(self, *given: object) -> str:
         job = self.job
-        return _digest(_REVISION, self.model.weights, job.seed, job.draws, job.precision, job.centre_crop, repr(asked))
+        how = (job.seed, job.draws, job.batch, job.precision, job.centre_crop)
+        return _digest(_REVISION, self.model.weights, *how, *given)
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""

@@ -101,6 +101,16 @@ def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> Non
     assert "4 pictures, 1 more left out" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/hierarchy/segments.png").read_bytes().startswith(b"\x89PNG")
 
+    # What was remembered is not taken for other masks of the same names, nor where another number is void.
+    for number in range(5):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        Image.new("L", drawing(number).size, 7).save(tmp_path / f"plain/{number}.png")
+    for change in ({"void": 1}, {"masks": str(tmp_path / "plain")}):
+        masks = {**content["hierarchy"]["masks"], **change}
+        other = make_job({**content, "hierarchy": {**content["hierarchy"], "masks": masks}}, EvaluateJob, "test")
+        with pytest.raises(DatasetError, match="expected masks of two segments or more"):
+            evaluate(ask(other), map_here, folder(job.out))
+
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     _write(tmp_path)
