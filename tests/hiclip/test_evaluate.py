@@ -353,6 +353,45 @@ def test_the_dry_run_prints_the_bill_and_writes_nothing(
     assert not (place / "dry").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_pictures_that_cannot_be_read_are_wrong_to_the_end_of_the_page(place: Path, tmp_path: Path) -> None:
+    small_openmoji(tmp_path)
+    table = pq.read_table(tmp_path / "openmoji.parquet")
+    rows = [{**row, "image": b"no picture"} for row in table.to_pylist()]
+    pq.write_table(table.from_pylist(rows, table.schema), tmp_path / "openmoji.parquet")
+    sets = [{"name": "openmoji", "root": str(tmp_path), "retrieval_pairs": 20}]
+    hierarchy = {"training_pairs": 1, "set_pictures": 2}
+    job = _job(place, str(tmp_path / "out"), sets=sets, hierarchy=hierarchy)
+    outcome = evaluate(ask(job), map_here, folder(job.out).make())
+    found = {one.metric: one.value for one in outcome.results}
+    assert (found["top5"], found["rsum"], found["error_distance"]) == (0.0, 0.0, 3.0)
+    assert len(outcome.pictures) == 2, "the training pair's caption and picture, and none of the set's"
+    page = folder(job.out).read_text(outcome.report)
+    assert f"{len(rows)} of {len(rows)} pictures cannot be read" in page
+    matrix = page.split('<table class="matrix">')[1].split("</table>")[0]
+    assert ">100</td>" not in matrix, "nobody took them for anything"
+    assert "cannot be read</div><ol></ol>" in page, "nor gave answers to them"
+
+
+def test_a_set_asked_twice_is_a_mistake_there_or_not(place: Path) -> None:
+    roots = ("nowhere/matched", "nowhere/top-images")
+    shifts = [{"name": "imagenet_v2", "root": root} for root in roots]
+    with pytest.raises(JobError, match="sets: expected each set once, came imagenet_v2 again"):
+        ask(_job(place, "", sets=[*_content(place, "")["sets"], *shifts]))
+
+
+def test_a_missing_set_leaves_given_trees_to_be_compared_and_billed(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "trees.txt").write_text("( ( a cat ) sits )\n")
+    hierarchy = {"training_pairs": 0, "trees": {"path": str(tmp_path / "trees.txt")}}
+    job = _job(place, "", sets=[{"name": "openmoji", "root": "nowhere"}], hierarchy=hierarchy)
+    asked = ask(job)
+    assert (list(asked.missing), len(asked.trees)) == (["openmoji"], 1)
+    lines = Console(width=300, file=io.StringIO())
+    with lines.capture() as printed:
+        lines.print(bill(asked, 1))
+    assert "0 pictures and 2 texts" in printed.get(), "one by the model, one by the control"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
