@@ -136,10 +136,10 @@ def _hits(predictions: Predictions, cut: int, tree: LabelTree) -> BoolArray:
 def _of_flat(plain: Statistic, predictions: Predictions, tree: LabelTree) -> Statistic:
     """Without subgroups; with error_distance where a hierarchy of classes says how far they are apart."""
     place = METRICS.index("error_distance")
-    wrong = (predictions.ranks > 1).astype(np.float64)[:, None]
     far = tree.distances(predictions.best[:, 0], predictions.labels).astype(np.float64)
     if tree.heights is not None:  # an unreadable picture has a first answer too, but not one that anybody gave
         far = np.where(predictions.ranks > len(tree.classes), tree.heights.max(), far)
+    wrong = (far > 0).astype(np.float64)[:, None]
 
     def statistic(weights: FloatArray) -> FloatArray:
         found = np.full((len(weights), len(METRICS)), np.nan)

@@ -307,6 +307,8 @@ def test_published_weights_need_a_dataset_for_what_looks_at_one(place: Path, tmp
         ask(_job(place, "", checkpoint=str(tmp_path)))
     alone = _job(place, "", checkpoint=str(tmp_path), baselines={"pixel_neighbours": None}, hierarchy=None)
     assert ask(alone).datasets == ()
+    captions = [{"name": "dataset", "called": "captions", "root": str(place / "build")}]
+    assert ask(_job(place, "", checkpoint=str(tmp_path), sets=captions, hierarchy=None)).datasets == ()
 
 
 def test_a_run_on_a_mixture_is_asked_beside_all_that_it_saw(

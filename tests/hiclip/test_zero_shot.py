@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiclip.evaluation.evaluation_set import Classification, questions_fingerprint
 from hiclip.evaluation.label_tree import LabelTree, meeting_heights
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
 from hiclip.evaluation.zero_shot import (
     METRICS,
@@ -87,6 +89,22 @@ def test_heights_of_meetings_where_a_node_has_two_parents() -> None:
     assert _measure(scores, [0, 1, 2, 3], tree)["error_distance"] == pytest.approx((3 + 3) / 2), (
         "unreadable: as far as can be"
     )
+
+
+def test_other_heights_are_another_question() -> None:
+    def asked(*heights: int) -> str:
+        tree = LabelTree(("cat", "dog"), heights=np.array(heights).reshape(2, 2) if heights else None)
+        asked = Classification(np.arange(2), np.arange(2), tree, ("{}",))
+        return questions_fingerprint("pets", StoredPictures(("0", "1"), (b"", b"")), asked)
+
+    assert len({asked(), asked(0, 1, 1, 0), asked(0, 2, 2, 0)}) == 3
+
+
+def test_a_tie_with_the_right_class_is_no_error_of_no_steps() -> None:
+    heights = np.array([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
+    scores = np.array([[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]])
+    found = _measure(scores, [0, 0], LabelTree(("cat", "dog", "pear"), heights=heights))
+    assert (found["top1"], found["error_distance"]) == (0.0, 2.0), "the first answer is wrong of one picture alone"
 
 
 def test_imagenets_mistakes_are_weighed_by_wordnet() -> None:
