@@ -154,8 +154,8 @@ def answers(
 ) -> tuple[Answers, Answers]:
     """Both directions at once: rows ask among columns, columns among rows; each score is computed once.
 
-    Tile by tile, so memory grows with rows plus columns and never with their product: 80 MB a task beside what the
-    scores are computed from. A query whose scores are NaN (a picture that could not be read) or that no candidate fits
+    Tile by tile, so memory grows with rows plus columns and never with their product: 110 MB a task beside what the
+    scores are computed from and two numbers a column. A query whose scores are NaN (a picture that could not be read) or that no candidate fits
     is answered wrong: its rank is the number of candidates plus one, its surprise that of a uniform guess.
 
     Example: scores [[.9, .1, .9]], right column 0, give the row rank 2: column 2 ties with it.
@@ -224,10 +224,15 @@ def _compared(shared: tuple[_Question, FloatArray, FloatArray], rows: slice) -> 
         tile = question.scores(rows, columns)
         # Scores are cosines, so that 1 is above them all: no exponential overflows, and none underflows up to a scale
         # of 350; CLIP's is at most 100.
-        likely = np.exp(question.logit_scale * (tile.astype(np.float64) - 1.0))
+        likely = tile.astype(np.float64)  # the largest thing here, so it is worked on in its place
+        likely -= 1.0
+        likely *= question.logit_scale
+        np.exp(likely, out=likely)
         found.mass[:] += likely.sum(axis=1)
         # A picture that cannot be read weighs nothing among the candidates of others.
-        found.mass_of_columns[columns] += np.nansum(likely, axis=0)
+        likely[np.isnan(likely)] = 0.0
+        found.mass_of_columns[columns] += likely.sum(axis=0)
+        del likely
         tile = tile.copy()
         tile[pairs[:, 0], pairs[:, 1]] = -np.inf  # what is right too never stands before
         threshold = rows_best[rows].astype(tile.dtype), columns_best[columns].astype(tile.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,19 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.surprise == pytest.approx(other.surprise, rel=1e-12)
         assert (one.best == other.best).all()
         assert (one.shown == other.shown).all()
+
+
+def test_memory_is_that_of_a_tile() -> None:
+    random, captions = np.random.default_rng(0), 2 * retrieval.COLUMNS
+    rows, columns = (random.normal(size=(count, 8)).astype(np.float32) for count in (retrieval.ROWS, captions))
+    right = Fits.of_owners(np.arange(captions) % len(rows), len(rows))
+    tracemalloc.start()
+    try:
+        answers(VectorScores(rows / 100, columns / 100), right)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 115e6, "a tile in both precisions, and which of its scores are NaN"
 
 
 def test_the_best_candidates_are_those_of_a_stable_sort() -> None:
