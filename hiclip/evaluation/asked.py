@@ -165,7 +165,9 @@ def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, st
 def _probed(job: EvaluateJob) -> tuple[tuple[tuple[EvaluationSet, EvaluationSet], ...], dict[str, str]]:
     """The same of the linear probe's sets, in both splits."""
     there, missing = _there("linear_probe.sets", job.linear_probe.sets if job.linear_probe is not None else ())
-    return tuple(load_splits(settings) for settings in there), {f"linear_probe/{name}": why for name, why in missing.items()}
+    return tuple(load_splits(settings) for settings in there), {
+        f"linear_probe/{name}": why for name, why in missing.items()
+    }
 
 
 def _there(key: str, sets: Sequence[SetSettings]) -> tuple[list[SetSettings], dict[str, str]]:

@@ -84,9 +84,7 @@ def draw_hierarchies(asked: Asked, towers: TwoTowers) -> list[Drawing]:
         captions = [*settings.captions, *(caption for caption, _ in pairs)]
         drawings += [_draw_caption(place, caption, models) for place, caption in enumerate(captions)]
     if towers.settings.image_hierarchy:
-        pictures = [
-            pair for pair in (*pairs, *_set_pictures(asked, settings.set_pictures)) if _is_readable(pair[1])
-        ]
+        pictures = [pair for pair in (*pairs, *_set_pictures(asked, settings.set_pictures)) if _is_readable(pair[1])]
         drawings += [_draw_picture(place, *pair, models) for place, pair in enumerate(pictures)]
     return drawings
 

@@ -152,11 +152,12 @@ class _Rows:
 def answers(
     scores: ScoreTile, right: Fits, logit_scale: float = 1.0, map_blocks: MapBlocks = map_here, what: str = "retrieval"
 ) -> tuple[Answers, Answers]:
-    """Both directions at once: rows ask among columns, columns among rows; each score is computed once.
+    """Both directions at once: rows ask among columns, columns among rows; tiles with right pairs are computed twice.
 
     Tile by tile, so memory grows with rows plus columns and never with their product: 110 MB a task beside what the
-    scores are computed from and two numbers a column. A query whose scores are NaN (a picture that could not be read) or that no candidate fits
-    is answered wrong: its rank is the number of candidates plus one, its surprise that of a uniform guess.
+    scores are computed from and two numbers a column. A query whose scores are NaN (a picture that could not be read)
+    or that no candidate fits is answered wrong: its rank is the number of candidates plus one, its surprise that of a
+    uniform guess.
 
     Example: scores [[.9, .1, .9]], right column 0, give the row rank 2: column 2 ties with it.
     """
