@@ -90,7 +90,7 @@ def questions_fingerprint(
     classification: Classification | None = None,
     retrieval: Retrieval | None = None,
 ) -> str:
-    """Hex sha256 of a set's name, the names of its pictures, and of every label, class (and its place in a hierarchy), prompt, caption."""
+    """Hex sha256 of a set's name and its pictures' names, of every label, class and its place, prompt and caption."""
     digest = hashlib.sha256(name.encode())
     for part in pictures.names():
         digest.update(part.encode() + b"\0")
