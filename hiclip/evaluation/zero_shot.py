@@ -61,7 +61,8 @@ class Predictions:
     ranks: IntArray
     """(N,) place of the right class, 1 is first; a class with the same score stands before it: ties earn nothing."""
     best: IntArray
-    """(N, 5) the classes with the highest scores, best first; of equal ones the first in the list."""
+    """(N, 5), or as many as there are: the classes with the highest scores, best first; of equal ones the first in the
+    list."""
 
 
 def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, names: Sequence[str] = ()) -> Predictions:
@@ -90,7 +91,7 @@ def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, na
 def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     """The METRICS as a function of the weights of N pictures."""
     labels, first = predictions.labels, predictions.best[:, 0]
-    hit1, hit5 = (_hits(predictions, cut, tree).astype(np.float64) for cut in (1, 5))
+    hit1, hit5 = (_hits(predictions, cut).astype(np.float64) for cut in (1, 5))
     plain = _flat_statistic(labels, hit1, hit5)
     if tree.flat:
         return _of_flat(plain, predictions, tree)
@@ -127,9 +128,9 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     return statistic
 
 
-def _hits(predictions: Predictions, cut: int, tree: LabelTree) -> BoolArray:
+def _hits(predictions: Predictions, cut: int) -> BoolArray:
     """(N,): whether the right class is among the first `cut`; never of an unreadable picture, however few classes."""
-    found: BoolArray = predictions.ranks <= min(cut, len(tree.classes))
+    found: BoolArray = predictions.ranks <= min(cut, predictions.best.shape[1])
     return found
 
 
@@ -186,7 +187,7 @@ def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[
     names, number = tree.subgroup_numbers()
     member = np.zeros((len(predictions.labels), len(names)))
     member[np.arange(len(member)), number[predictions.labels]] = 1.0
-    hits = np.hstack([member * _hits(predictions, cut, tree)[:, None] for cut in (1, 5)])
+    hits = np.hstack([member * _hits(predictions, cut)[:, None] for cut in (1, 5)])
     counts = np.hstack([member, member])
     return names, lambda weights: weighted_mean(weights, hits, counts)
 
