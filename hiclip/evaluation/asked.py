@@ -26,7 +26,7 @@ from pipeline.storage import folder
 
 log = logging.getLogger(__name__)
 
-_REVISION = 4
+_REVISION = 5
 """Of the definitions of the metrics; one more makes what was remembered be computed again."""
 _WITHOUT = {
     "baselines.pixel_neighbours": "baselines.pixel_neighbours=null",
@@ -62,7 +62,7 @@ class Asked:
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
         probed = [content.fingerprint for splits in self.probed for content in splits]
         heads = [head.fingerprint for head in self.heads]
-        heads += [self.hierarchy_key(self.trees), self.hierarchy_key(self.outlines)]
+        heads += [self.trees_key, self.outlines_key]
         asked = [_REVISION, job, self.model.weights, contents, probed, heads, sorted(self.missing)]
         return _digest(*asked, self.dataset_fingerprint, *([columns] if columns else []))
 
@@ -87,10 +87,21 @@ class Asked:
         how = job.linear_probe.model_dump(mode="json", exclude={"sets"})
         return _digest(how, *(self.set_key(content) for content in splits))
 
-    def hierarchy_key(self, asked: Sequence[object]) -> str:
-        """Hex sha256 of what numbers about hierarchies depend on; `asked`: the given trees, or what has masks."""
+    @property
+    def trees_key(self) -> str:
+        """Hex sha256 of what parse F1 depends on."""
+        return self._hierarchy_key([(tree.words, sorted(tree.spans)) for tree in self.trees])
+
+    @property
+    def outlines_key(self) -> str:
+        """Hex sha256 of what the agreement with segments depends on; pictures and masks by name."""
+        masks = self.job.hierarchy and self.job.hierarchy.masks
+        return self._hierarchy_key(masks and masks.model_dump(mode="json"), self.outlines)
+
+    def _hierarchy_key(self, *given: object) -> str:
         job = self.job
-        return _digest(_REVISION, self.model.weights, job.seed, job.draws, job.precision, job.centre_crop, repr(asked))
+        how = (job.seed, job.draws, job.batch, job.precision, job.centre_crop)
+        return _digest(_REVISION, self.model.weights, *how, *given)
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
@@ -105,10 +116,12 @@ def ask(job: EvaluateJob) -> Asked:
     probed, without = _probed(job)
     heads = [head for head in job.heads if folder(head.root).exists()]
     missing |= without | {head_label(head): _not_there(head.root) for head in job.heads if head not in heads}
-    if missing and not (contents or probed or heads or job.columns):
+    trees, outlines = _given_hierarchies(job, model)
+    if missing and not (contents or probed or heads or job.columns or trees or outlines):
         name, why = next(iter(missing.items()))
         raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
-    lookers = ["baselines.pixel_neighbours"] if contents and job.baselines.pixel_neighbours is not None else []
+    labelled = any(content.classification is not None for content in contents)
+    lookers = ["baselines.pixel_neighbours"] if labelled and job.baselines.pixel_neighbours is not None else []
     lookers += ["hierarchy.training_pairs"] if job.hierarchy is not None and job.hierarchy.training_pairs else []
     trained_on = datasets_of(job.dataset) if job.dataset else model.trained_on
     datasets = trained_on if lookers else ()
@@ -125,7 +138,6 @@ def ask(job: EvaluateJob) -> Asked:
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
     columns = ask_columns(job, model)
-    trees, outlines = _given_hierarchies(job, model)
     return Asked(job, model, contents, probed, trees, outlines, missing, paths, fingerprint, columns, ask_heads(heads))
 
 
@@ -146,38 +158,32 @@ def _given_hierarchies(job: EvaluateJob, model: EvaluatedModel) -> tuple[tuple[G
 
 def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:
     """The sets that are there, and those that are not; one that is there and is not what it should be is an error."""
-    there, missing = _there(job.sets)
-    contents = [settings.load() for settings in there]
-    _check_once("sets", [content.name for content in contents])
-    return tuple(contents), missing
+    there, missing = _there("sets", job.sets)
+    return tuple(settings.load() for settings in there), missing
 
 
 def _probed(job: EvaluateJob) -> tuple[tuple[tuple[EvaluationSet, EvaluationSet], ...], dict[str, str]]:
     """The same of the linear probe's sets, in both splits."""
-    there, missing = _there(job.linear_probe.sets if job.linear_probe is not None else ())
-    splits = [load_splits(settings) for settings in there]
-    _check_once("linear_probe.sets", [test.name for _, test in splits])
-    return tuple(splits), {f"linear_probe/{name}": why for name, why in missing.items()}
+    there, missing = _there("linear_probe.sets", job.linear_probe.sets if job.linear_probe is not None else ())
+    return tuple(load_splits(settings) for settings in there), {
+        f"linear_probe/{name}": why for name, why in missing.items()
+    }
 
 
-def _there(sets: Sequence[SetSettings]) -> tuple[list[SetSettings], dict[str, str]]:
-    there, missing = [], {}
-    for settings in sets:
-        if folder(settings.root).exists():
-            there.append(settings)
-        else:
-            missing[getattr(settings, "called", None) or settings.name] = _not_there(settings.root)
+def _there(key: str, sets: Sequence[SetSettings]) -> tuple[list[SetSettings], dict[str, str]]:
+    names = [getattr(settings, "called", None) or settings.name for settings in sets]
+    again = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if again is not None:
+        raise JobError(f"{key}: expected each set once, came {again} again; `called` renames a dataset or webdataset")
+    there = [settings for settings in sets if folder(settings.root).exists()]
+    missing = {
+        name: _not_there(settings.root) for name, settings in zip(names, sets, strict=True) if settings not in there
+    }
     return there, missing
 
 
 def _not_there(root: str) -> str:
     return f"{folder(root).root} is not there"
-
-
-def _check_once(key: str, names: Sequence[str]) -> None:
-    again = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if again is not None:
-        raise JobError(f"{key}: expected each set once, came {again} again; `called` renames one")
 
 
 def _digest(*parts: object) -> str:

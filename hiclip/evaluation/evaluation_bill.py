@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
 
@@ -62,6 +62,7 @@ def _lines(asked: Asked, cpus: float) -> Iterator[tuple[str, str]]:
     pictures += sum(len(task.pictures) for task in tasks)
     texts += sum(len(task.texts) for task in tasks)
     texts += pairs if columns is not None and "clip_score" in columns.settings.adds else 0
+    pictures, texts = pictures + 2 * len(asked.outlines), texts + 2 * len(asked.trees)  # by the control too
     flops = forward_flops_per_pair(model.settings, all_tokens=False) * max(pictures, texts)
     yield "arithmetic", f"at most {flops:.3g} FLOPs for {pictures:,} pictures and {texts:,} texts"
     yield "time", _time_line(asked, pictures, texts, cpus)
@@ -106,14 +107,17 @@ def _columns_line(columns: AskedColumns) -> str:
 
 
 def _probes(asked: Asked) -> tuple[Sequence[bytes], Sequence[str]]:
-    """Some pictures and texts that the evaluation will embed."""
-    if asked.contents:
-        content = asked.contents[0]
+    """Some pictures and texts that the evaluation will embed; no pictures, or no texts, if it embeds none."""
+    if asked.contents or asked.probed:
+        content = (*asked.contents, *(test for _, test in asked.probed))[0]
         return content.pictures.read(range(min(_PROBE, len(content.pictures)))), _texts(content)[:_PROBE]
     if asked.heads:
         task = asked.heads[0].task
         return task.pictures.read(range(min(_PROBE, len(task.pictures)))), task.texts[:_PROBE]
-    assert asked.columns is not None
+    if asked.columns is None:
+        masks = asked.job.hierarchy and asked.job.hierarchy.masks
+        shown = [folder(masks.pictures).read_bytes(one.picture) for one in asked.outlines[:_PROBE]] if masks else []
+        return shown, [" ".join(tree.words) for tree in asked.trees[:_PROBE]]
     reader = DatasetReader(asked.columns.settings.dataset, asked.columns.manifest)
     rows = reader.read_group(0, ["image", "caption"]).slice(0, _PROBE)
     return rows["image"].to_pylist(), rows["caption"].to_pylist()
@@ -127,10 +131,13 @@ def _time_line(asked: Asked, pictures: int, texts: int, cpus: float) -> str:
     shown, labels = _probes(asked)
     seconds = 0.0
     for _ in range(2):  # the first time also wakes everything up
-        began = time.perf_counter()
-        picture_vectors(embedder, shown)
-        between = time.perf_counter()
-        text_vectors(embedder, labels)
-        seconds = (between - began) / len(shown) * pictures + (time.perf_counter() - between) / len(labels) * texts
+        seconds = _seconds(lambda: picture_vectors(embedder, shown)) / len(shown) * pictures if shown else 0.0
+        seconds += _seconds(lambda: text_vectors(embedder, labels)) / len(labels) * texts if labels else 0.0
     tasks = max(1, int(cpus / job.workers.cpus))
     return f"about {seconds / tasks:,.0f} s of towers on {tasks} tasks, as {_PROBE} pictures take here, and a start"
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    compute()
+    return time.perf_counter() - began

@@ -90,7 +90,7 @@ def questions_fingerprint(
     classification: Classification | None = None,
     retrieval: Retrieval | None = None,
 ) -> str:
-    """Hex sha256 of a set's name, the names of its pictures, and of every label, class, prompt and caption."""
+    """Hex sha256 of a set's name and its pictures' names, of every label, class and its place, prompt and caption."""
     digest = hashlib.sha256(name.encode())
     for part in pictures.names():
         digest.update(part.encode() + b"\0")
@@ -99,6 +99,8 @@ def questions_fingerprint(
         digest.update(classification.rows.tobytes() + classification.labels.tobytes())
         digest.update(repr((tree.classes, tree.subgroups, tree.groups, sorted(tree.left_out))).encode())
         digest.update(repr((classification.templates, classification.convention)).encode())
+        if tree.heights is not None:
+            digest.update(tree.heights.tobytes())
     if retrieval is not None:
         digest.update(retrieval.rows.tobytes() + retrieval.owners.tobytes() + retrieval.right.pairs.tobytes())
         digest.update(repr(retrieval.captions).encode())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hiclip.data.images import Pixels, eval_transform, normalise
+from hiclip.data.images import ImageError, Pixels, decode, eval_transform, normalise
 from hiclip.data.tokenizer import Tokenizer, Word
 from hiclip.evaluation.asked import Asked
 from hiclip.evaluation.caption_figure import CaptionPanel, caption_figure
@@ -68,7 +68,10 @@ class _Model:
 
 
 def draw_hierarchies(asked: Asked, towers: TwoTowers) -> list[Drawing]:
-    """Draws what the job asks for; nothing of a tower whose hierarchy is off. `towers` are on the CPU."""
+    """Draws what the job asks for, but no picture that cannot be read, and nothing of a tower whose hierarchy is off.
+
+    `towers` are on the CPU.
+    """
     settings = asked.job.hierarchy
     assert settings is not None
     models = (
@@ -81,7 +84,7 @@ def draw_hierarchies(asked: Asked, towers: TwoTowers) -> list[Drawing]:
         captions = [*settings.captions, *(caption for caption, _ in pairs)]
         drawings += [_draw_caption(place, caption, models) for place, caption in enumerate(captions)]
     if towers.settings.image_hierarchy:
-        pictures = [*pairs, *_set_pictures(asked, settings.set_pictures)]
+        pictures = [pair for pair in (*pairs, *_set_pictures(asked, settings.set_pictures)) if _is_readable(pair[1])]
         drawings += [_draw_picture(place, *pair, models) for place, pair in enumerate(pictures)]
     return drawings
 
@@ -101,6 +104,14 @@ def _training_pairs(dataset: str, count: int) -> Iterator[tuple[str, bytes]]:
     pairs = [(row["caption"], row["image"]) for table in tables for row in table.to_pylist()]
     fitting = [pair for pair in pairs if 1 < _length(pair[0]) <= _MOST_WORDS and pair[0].count(",") < 2]
     yield from sorted(fitting, key=lambda pair: -_length(pair[0]))[:count]
+
+
+def _is_readable(picture: bytes) -> bool:
+    try:
+        decode(picture)
+    except ImageError:
+        return False
+    return True
 
 
 def _length(caption: str) -> int:

@@ -194,7 +194,8 @@ def class_only_scores(content: EvaluationSet, per_class: npt.NDArray[np.floating
     scores = per_class.astype(np.float32)
     if found is None or not np.isin(found.rows, asked.rows).all():
         return Scores(scores, None)
-    places = np.searchsorted(asked.rows, found.rows)
+    order = np.argsort(asked.rows, kind="stable")
+    places = order[np.searchsorted(asked.rows, found.rows, sorter=order)]
     return Scores(scores, TableScores(scores[places][:, asked.labels[places][found.owners]]))
 
 

@@ -65,8 +65,12 @@ def read_trees(path: str, labelled: bool) -> list[GivenTree]:
     place = folder(path)
     if not place.exists():
         raise DatasetError(f"{place.root}: the given trees are not there")
+    try:
+        text = place.read_text("")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{place.root}: expected text in UTF-8: {error}") from None
     trees = []
-    for number, line in enumerate(place.read_text("").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             tree = _tree(line, labelled)
         except ValueError as error:

@@ -20,7 +20,7 @@ from hiclip.evaluation.label_tree import numbered
 from hiclip.evaluation.measure import Found, Judged, MeasuredSet, SubgroupResult
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.result import Result
-from hiclip.evaluation.retrieval import IntArray
+from hiclip.evaluation.retrieval import BoolArray, IntArray
 from hiclip.evaluation.set_pictures import SetPictures
 from hiclip.evaluation.table import BASELINES, baselines_of, interval, metric_title, number, with_sign
 from pipeline.page import data_uri, figures, page, text
@@ -180,14 +180,14 @@ def _subgroups(subgroups: Sequence[SubgroupResult]) -> Iterator[str]:
 def _confusions(asked: Classification, judged: Judged) -> Iterator[str]:
     """What pictures of each group were taken for; of each class, where there are no groups."""
     tree = asked.tree
-    first = np.array([best[0] for best in judged.best])
+    labels, first = asked.labels[_answered(asked, judged)], _first(judged)[_answered(asked, judged)]
     if tree.flat and len(tree.classes) > _MOST_CLASSES:
-        yield from _mistaken(asked, first)
+        yield from _mistaken(asked, labels, first)
         return
     groups, place = numbered(tree.classes if tree.flat else tree.groups)
     table = np.zeros((len(groups), len(groups)))
-    np.add.at(table, (place[asked.labels], place[first]), 1.0)
-    counts = table.sum(axis=1)
+    np.add.at(table, (place[labels], place[first]), 1.0)
+    counts = np.bincount(place[asked.labels], minlength=len(groups))
     shares = table / np.maximum(counts, 1)[:, None]
     kind = "class" if tree.flat else "group"
     yield (
@@ -198,9 +198,20 @@ def _confusions(asked: Classification, judged: Judged) -> Iterator[str]:
     yield part.matrix(names, shares.tolist(), [int(count) for count in counts])
 
 
-def _mistaken(asked: Classification, first: IntArray) -> Iterator[str]:
+def _first(judged: Judged) -> IntArray:
+    """(N,) first answers."""
+    return np.array([best[0] for best in judged.best], dtype=np.int64)
+
+
+def _answered(asked: Classification, judged: Judged) -> BoolArray:
+    """(N,): whether the picture could be read; what is stored as the answers to one that could not is nobody's."""
+    found: BoolArray = np.array(judged.ranks) <= len(asked.tree.classes)
+    return found
+
+
+def _mistaken(asked: Classification, labels: IntArray, first: IntArray) -> Iterator[str]:
     """The commonest mistakes, where a table of all classes would be too large to look at."""
-    wrong = Counter(zip(asked.labels.tolist(), first.tolist(), strict=True))
+    wrong = Counter(zip(labels.tolist(), first.tolist(), strict=True))
     counts = np.bincount(asked.labels, minlength=len(asked.tree.classes))
     common = [(pair, count) for pair, count in wrong.most_common() if pair[0] != pair[1]][:_MISTAKES]
     yield "<h3>Commonest mistakes <small>of a class's pictures, how many were taken for one other class</small></h3>"
@@ -213,18 +224,18 @@ def _mistaken(asked: Classification, first: IntArray) -> Iterator[str]:
 
 def _judgements(pictures: SetPictures, asked: Classification, judged: Judged) -> Iterator[str]:
     ranks = np.array(judged.ranks)
-    first = np.array([best[0] for best in judged.best])
-    distance = asked.tree.distances(first, asked.labels)
+    distance = np.where(_answered(asked, judged), asked.tree.distances(_first(judged), asked.labels), 3)
+    wrong = ranks > min(5, len(asked.tree.classes))
     kinds = [
         ("Right", "the first answer is the concept", ranks == 1),
-        ("Nearly", "the concept is among the first five", (ranks > 1) & (ranks <= 5)),
+        ("Nearly", "the concept is among the first five", (ranks > 1) & ~wrong),
     ]
     if asked.tree.flat:
-        kinds.append(("Wrong", "the concept is not among the first five", ranks > 5))
+        kinds.append(("Wrong", "the concept is not among the first five", wrong))
     else:
         kinds += [
-            ("Near in the tree", "wrong, but in the right subgroup", (ranks > 5) & (distance == 1)),
-            ("Wrong", "nothing is shared but the root of the label tree", (ranks > 5) & (distance == 3)),
+            ("Near in the tree", "wrong, but in the right subgroup", wrong & (distance == 1)),
+            ("Wrong", "nothing is shared but the root of the label tree", wrong & (distance == 3)),
         ]
     for title, meaning, chosen in kinds:
         places = _spread(asked, np.flatnonzero(chosen & asked.tree.counted()[asked.labels]).tolist())
@@ -251,10 +262,11 @@ def _spread(asked: Classification, places: Sequence[int]) -> list[int]:
 
 def _judged_card(pictures: SetPictures, asked: Classification, judged: Judged, place: int) -> str:
     label, tree = int(asked.labels[place]), asked.tree
-    answers = [(tree.classes[answer], answer == label) for answer in judged.best[place]]
     rank = judged.ranks[place]
+    readable = rank <= len(tree.classes)
+    answers = [(tree.classes[answer], answer == label) for answer in judged.best[place]] if readable else []
     notes = [] if tree.flat else [tree.subgroups[label].replace("-", " ")]
-    notes += [f"place {rank:,}"] if rank > 1 else []
+    notes += ["cannot be read"] if not readable else [f"place {rank:,}"] if rank > 1 else []
     picture = pictures.read([int(asked.rows[place])])[0]
     return part.card(picture, tree.classes[label], " · ".join(notes), answers)
 

@@ -152,11 +152,12 @@ class _Rows:
 def answers(
     scores: ScoreTile, right: Fits, logit_scale: float = 1.0, map_blocks: MapBlocks = map_here, what: str = "retrieval"
 ) -> tuple[Answers, Answers]:
-    """Both directions at once: rows ask among columns, columns among rows; each score is computed once.
+    """Both directions at once: rows ask among columns, columns among rows; tiles with right pairs are computed twice.
 
-    Tile by tile, so memory grows with rows plus columns and never with their product: 80 MB a task beside what the
-    scores are computed from. A query whose scores are NaN (a picture that could not be read) or that no candidate fits
-    is answered wrong: its rank is the number of candidates plus one, its surprise that of a uniform guess.
+    Tile by tile, so memory grows with rows plus columns and never with their product: 110 MB a task beside what the
+    scores are computed from and two numbers a column. A query whose scores are NaN (a picture that could not be read)
+    or that no candidate fits is answered wrong: its rank is the number of candidates plus one, its surprise that of a
+    uniform guess.
 
     Example: scores [[.9, .1, .9]], right column 0, give the row rank 2: column 2 ties with it.
     """
@@ -224,10 +225,15 @@ def _compared(shared: tuple[_Question, FloatArray, FloatArray], rows: slice) -> 
         tile = question.scores(rows, columns)
         # Scores are cosines, so that 1 is above them all: no exponential overflows, and none underflows up to a scale
         # of 350; CLIP's is at most 100.
-        likely = np.exp(question.logit_scale * (tile.astype(np.float64) - 1.0))
+        likely = tile.astype(np.float64)  # the largest thing here, so it is worked on in its place
+        likely -= 1.0
+        likely *= question.logit_scale
+        np.exp(likely, out=likely)
         found.mass[:] += likely.sum(axis=1)
         # A picture that cannot be read weighs nothing among the candidates of others.
-        found.mass_of_columns[columns] += np.nansum(likely, axis=0)
+        likely[np.isnan(likely)] = 0.0
+        found.mass_of_columns[columns] += likely.sum(axis=0)
+        del likely
         tile = tile.copy()
         tile[pairs[:, 0], pairs[:, 1]] = -np.inf  # what is right too never stands before
         threshold = rows_best[rows].astype(tile.dtype), columns_best[columns].astype(tile.dtype)
@@ -295,8 +301,9 @@ def retrieval_statistic(image_answers: Answers, text_answers: Answers, owners: I
     def of_owner(values: FloatArray) -> FloatArray:
         return np.bincount(owners, weights=values, minlength=pictures).astype(np.float64)
 
-    image_hits = [image_answers.ranks <= cut for cut in CUTS]
-    text_hits = [of_owner((text_answers.ranks <= cut).astype(np.float64)) for cut in CUTS]
+    # A query without an answer has a rank beyond all candidates: however few they are, none of them was found.
+    image_hits = [image_answers.ranks <= min(cut, len(owners)) for cut in CUTS]
+    text_hits = [of_owner((text_answers.ranks <= min(cut, pictures)).astype(np.float64)) for cut in CUTS]
     log_ranks = np.log(image_answers.ranks), of_owner(np.log(text_answers.ranks))
     surprises = image_answers.surprise, of_owner(text_answers.surprise)
     values = np.stack([*image_hits, *text_hits, *surprises, *log_ranks], axis=1)

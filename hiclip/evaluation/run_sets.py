@@ -157,17 +157,16 @@ def measure_hierarchies(asked: Asked, embedder: Embedder, map_blocks: MapBlocks,
         return MeasuredHierarchies()
     control = replace(embedder, towers=untrained(embedder.towers, job.seed))
     if asked.trees:
-        key = asked.hierarchy_key(asked.trees)
         parsed = _once(
-            out, "sets/parsing", key, Parsed,
+            out, "sets/parsing", asked.trees_key, Parsed,
             lambda: parse_f1("parsing", asked.trees, embedder, control, job.batch, map_blocks, job.seed, job.draws),
         )  # fmt: skip
     if asked.outlines:
         assert job.hierarchy is not None
         assert job.hierarchy.masks is not None
-        masks, key = job.hierarchy.masks, asked.hierarchy_key(asked.outlines)
+        masks = job.hierarchy.masks
         grouped = _once(
-            out, "sets/segments", key, Grouped,
+            out, "sets/segments", asked.outlines_key, Grouped,
             lambda: group_agreement(
                 "segments", masks, asked.outlines, embedder, control, job.batch, map_blocks, job.seed, job.draws
             ),

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from hiclip.data.images import ImageError, eval_transform, normalise
+from hiclip.data.images import ImageError, Picture, eval_transform, normalise
 from hiclip.evaluation.blocks import MapBlocks, cut
 from hiclip.evaluation.bootstrap import FloatArray, estimate, weighted_mean
 from hiclip.evaluation.embed import Embedder, computing
@@ -127,12 +127,11 @@ def _measured(shared: tuple[Embedder, _Shared], outlines: Sequence[Outlined]) ->
         encoded = pictures.read_bytes(outlined.picture)
         try:
             pixels = eval_transform(encoded, px, embedder.centre_crop)
-            with Image.open(io.BytesIO(encoded)) as opened:
-                size = opened.size
-        except (ImageError, UnidentifiedImageError):
+            upright = Picture(encoded)
+        except ImageError:
             found.append(None)
             continue
-        mask = _read_mask(masks, outlined.mask, size, f"{pictures.root}/{outlined.picture}")
+        mask = _read_mask(masks, outlined.mask, (upright.width, upright.height), f"{pictures.root}/{outlined.picture}")
         segments = segments_on_grid(mask, grid, embedder.centre_crop, rest.settings.void)
         if len(np.unique(segments[segments >= 0])) < 2:
             found.append(None)
@@ -151,10 +150,11 @@ def _measured(shared: tuple[Embedder, _Shared], outlines: Sequence[Outlined]) ->
 
 
 def _read_mask(masks: Folder, name: str, size: tuple[int, int], picture: str) -> IntArray:
+    encoded = masks.read_bytes(name)
     try:
-        with Image.open(io.BytesIO(masks.read_bytes(name))) as opened:
+        with Image.open(io.BytesIO(encoded)) as opened:
             mask = np.asarray(opened)
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # a damaged PNG is any of them to Pillow
         raise DatasetError(f"{masks.join(name)}: expected a PNG, it cannot be read: {error}") from None
     if mask.ndim == 3:  # COCO's panoptic PNGs: a segment's number in three colours
         mask = mask[..., 0].astype(np.int64) + 256 * mask[..., 1].astype(np.int64) + 65536 * mask[..., 2]

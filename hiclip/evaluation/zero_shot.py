@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, weighted_mean
 from hiclip.evaluation.label_tree import LabelTree, numbered
-from hiclip.evaluation.retrieval import IntArray, highest
+from hiclip.evaluation.retrieval import BoolArray, IntArray, highest
 
 METRICS = (
     "top1",
@@ -61,7 +61,8 @@ class Predictions:
     ranks: IntArray
     """(N,) place of the right class, 1 is first; a class with the same score stands before it: ties earn nothing."""
     best: IntArray
-    """(N, 5) the classes with the highest scores, best first; of equal ones the first in the list."""
+    """(N, 5), or as many as there are: the classes with the highest scores, best first; of equal ones the first in the
+    list."""
 
 
 def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, names: Sequence[str] = ()) -> Predictions:
@@ -90,7 +91,7 @@ def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, na
 def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     """The METRICS as a function of the weights of N pictures."""
     labels, first = predictions.labels, predictions.best[:, 0]
-    hit1, hit5 = (predictions.ranks <= 1).astype(np.float64), (predictions.ranks <= 5).astype(np.float64)
+    hit1, hit5 = (_hits(predictions, cut).astype(np.float64) for cut in (1, 5))
     plain = _flat_statistic(labels, hit1, hit5)
     if tree.flat:
         return _of_flat(plain, predictions, tree)
@@ -127,13 +128,19 @@ def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
     return statistic
 
 
+def _hits(predictions: Predictions, cut: int) -> BoolArray:
+    """(N,): whether the right class is among the first `cut`; never of an unreadable picture, however few classes."""
+    found: BoolArray = predictions.ranks <= min(cut, predictions.best.shape[1])
+    return found
+
+
 def _of_flat(plain: Statistic, predictions: Predictions, tree: LabelTree) -> Statistic:
     """Without subgroups; with error_distance where a hierarchy of classes says how far they are apart."""
     place = METRICS.index("error_distance")
-    wrong = (predictions.ranks > 1).astype(np.float64)[:, None]
     far = tree.distances(predictions.best[:, 0], predictions.labels).astype(np.float64)
     if tree.heights is not None:  # an unreadable picture has a first answer too, but not one that anybody gave
         far = np.where(predictions.ranks > len(tree.classes), tree.heights.max(), far)
+    wrong = (far > 0).astype(np.float64)[:, None]
 
     def statistic(weights: FloatArray) -> FloatArray:
         found = np.full((len(weights), len(METRICS)), np.nan)
@@ -180,7 +187,7 @@ def subgroup_statistic(predictions: Predictions, tree: LabelTree) -> tuple[list[
     names, number = tree.subgroup_numbers()
     member = np.zeros((len(predictions.labels), len(names)))
     member[np.arange(len(member)), number[predictions.labels]] = 1.0
-    hits = np.hstack([member * (predictions.ranks <= cut)[:, None] for cut in (1, 5)])
+    hits = np.hstack([member * _hits(predictions, cut)[:, None] for cut in (1, 5)])
     counts = np.hstack([member, member])
     return names, lambda weights: weighted_mean(weights, hits, counts)
 

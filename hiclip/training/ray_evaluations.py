@@ -31,11 +31,11 @@ Record = Callable[[Mapping[str, float], int], None]
 
 
 class Evaluations:
-    """While it is open, every checkpoint that is `every_pairs` or more beyond the last one evaluated is evaluated.
+    """While it is open, a checkpoint is evaluated whenever another multiple of `every_pairs` lies behind the newest.
 
     Whatever is the newest when the task is free is asked, so a slow evaluation leaves checkpoints out and never falls
-    behind. The end waits for the last checkpoint's. A checkpoint that cannot be evaluated is said and passed over:
-    training is worth more than a number about it.
+    behind. The end waits for the last checkpoint's. A checkpoint that cannot be evaluated is said and passed over, and
+    so is a look at a store that is away: training is worth more than a number about it.
     """
 
     def __init__(self, job: PretrainJob, record: Record, say: Callable[[str], None]) -> None:
@@ -59,20 +59,22 @@ class Evaluations:
         self._thread.join()
 
     def _work(self) -> None:
-        asked = max((int(name[5:17]) for name in self._place.names("seen-", ".json")), default=0)
-        at_the_end = False
+        every, asked, at_the_end = self._settings.every_pairs, 0, False
         while not self._broken_off.is_set():
-            newest = newest_checkpoint(self._job.out)
-            seen = 0 if newest is None else int(newest.rpartition("-")[2])
-            due = seen // self._settings.every_pairs > asked // self._settings.every_pairs
-            if newest is not None and (due or (at_the_end and seen > asked)):
-                self._evaluate(newest, seen)
-                asked = seen
-            elif at_the_end:
+            try:
+                asked = max(asked, *(int(name[5:17]) for name in self._place.names("seen-", ".json")), 0)
+                newest = newest_checkpoint(self._job.out)
+                seen = 0 if newest is None else int(newest.rpartition("-")[2])
+                if newest is not None and (seen // every > asked // every or (at_the_end and seen > asked)):
+                    asked = seen
+                    self._evaluate(newest, seen)
+                    continue
+            except InputError as error:
+                log.warning("checkpoints are not evaluated for now: %s", error)
+            if at_the_end:
                 return
-            else:
-                # Looked at before the last look at the checkpoints, so that none is overlooked.
-                at_the_end = self._ended.wait(_LOOKS_EVERY_S)
+            # Looked at before the last look at the checkpoints, so that none is overlooked.
+            at_the_end = self._ended.wait(_LOOKS_EVERY_S)
 
     def _evaluate(self, checkpoint: str, seen: int) -> None:
         settings = self._settings

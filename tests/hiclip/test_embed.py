@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from hiclip.evaluation.blocks import cut, map_here
 from hiclip.evaluation.embed import Embedder, embed_pictures, embed_texts, picture_vectors
 from hiclip.evaluation.ray_blocks import RayBlocks
 from hiclip.evaluation.set_pictures import StoredPictures
+from hiclip.evaluation.watched_blocks import WatchedBlocks
 from hiclip.model.sizes import ModelSettings
 from hiclip.model.two_towers import TwoTowers
 
@@ -110,6 +112,15 @@ def test_blocks_come_back_in_order_and_are_read_as_they_are_needed() -> None:
     assert next(answers) == 1000
     assert len(read) < 100, "the window is bounded: not all blocks are under way at once"
     assert list(answers) == [1000 + number for number in range(1, 200)]
+
+
+def test_a_bar_may_stand_inside_another() -> None:
+    # While pictures of several sets are under way, the captions of the first one are embedded.
+    watched = WatchedBlocks(map_here, Console(file=io.StringIO(), force_terminal=True))
+    pictures = watched(_total, 0, [[1], [2]], "pictures")
+    assert next(pictures) == 1
+    assert list(watched(_total, 0, [[3], [4]], "captions")) == [3, 4]
+    assert list(pictures) == [2]
 
 
 def test_the_image_tower_is_shown_the_centre_that_is_asked_for() -> None:

@@ -28,11 +28,14 @@ from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_bill import bill
-from hiclip.evaluation.evaluation_set import drawn
+from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval, drawn
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.measure import METRICS, class_only_scores, measure
 from hiclip.evaluation.outcome import finished_outcome
+from hiclip.evaluation.retrieval import Fits
 from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import COMPLETE, CheckpointError, load_towers
@@ -213,6 +216,16 @@ def test_one_who_knows_everything_is_measured_so(place: Path) -> None:
     assert "error_distance" not in found, "no errors have no distance"
 
 
+def test_what_knows_classes_alone_may_be_asked_in_any_order() -> None:
+    names, rows = ("cat", "dog", "pear"), np.array([2, 0, 1])  # picture 2 shows a cat
+    classes = Classification(rows, np.arange(3), LabelTree(names), ("{}",))
+    captions = Retrieval(np.arange(3), ("dog", "pear", "cat"), np.arange(3), Fits.of_owners(np.arange(3), 3))
+    pictures = StoredPictures(("0", "1", "2"), (b"",) * 3)
+    content = EvaluationSet("turned", "0", pictures, classes, captions)
+    found = {one.metric: one.value for one in measure(content, class_only_scores(content, np.eye(3)), 0, 100).results}
+    assert (found["top1"], found["image_to_text_r1"], found["text_to_image_r1"]) == (1.0, 1.0, 1.0)
+
+
 def test_the_draw_of_retrieval_depends_on_names_alone() -> None:
     names = [f"{number}.png" for number in range(50)]
     chosen = {names[place] for place in drawn(names, 10, "key")}
@@ -294,6 +307,8 @@ def test_published_weights_need_a_dataset_for_what_looks_at_one(place: Path, tmp
         ask(_job(place, "", checkpoint=str(tmp_path)))
     alone = _job(place, "", checkpoint=str(tmp_path), baselines={"pixel_neighbours": None}, hierarchy=None)
     assert ask(alone).datasets == ()
+    captions = [{"name": "dataset", "called": "captions", "root": str(place / "build")}]
+    assert ask(_job(place, "", checkpoint=str(tmp_path), sets=captions, hierarchy=None)).datasets == ()
 
 
 def test_a_run_on_a_mixture_is_asked_beside_all_that_it_saw(
@@ -338,6 +353,45 @@ def test_the_dry_run_prints_the_bill_and_writes_nothing(
     assert "retrieval of 20" in said
     assert "640 pairs" in said
     assert not (place / "dry").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_pictures_that_cannot_be_read_are_wrong_to_the_end_of_the_page(place: Path, tmp_path: Path) -> None:
+    small_openmoji(tmp_path)
+    table = pq.read_table(tmp_path / "openmoji.parquet")
+    rows = [{**row, "image": b"no picture"} for row in table.to_pylist()]
+    pq.write_table(table.from_pylist(rows, table.schema), tmp_path / "openmoji.parquet")
+    sets = [{"name": "openmoji", "root": str(tmp_path), "retrieval_pairs": 20}]
+    hierarchy = {"training_pairs": 1, "set_pictures": 2}
+    job = _job(place, str(tmp_path / "out"), sets=sets, hierarchy=hierarchy)
+    outcome = evaluate(ask(job), map_here, folder(job.out).make())
+    found = {one.metric: one.value for one in outcome.results}
+    assert (found["top5"], found["rsum"], found["error_distance"]) == (0.0, 0.0, 3.0)
+    assert len(outcome.pictures) == 2, "the training pair's caption and picture, and none of the set's"
+    page = folder(job.out).read_text(outcome.report)
+    assert f"{len(rows)} of {len(rows)} pictures cannot be read" in page
+    matrix = page.split('<table class="matrix">')[1].split("</table>")[0]
+    assert ">100</td>" not in matrix, "nobody took them for anything"
+    assert "cannot be read</div><ol></ol>" in page, "nor gave answers to them"
+
+
+def test_a_set_asked_twice_is_a_mistake_there_or_not(place: Path) -> None:
+    roots = ("nowhere/matched", "nowhere/top-images")
+    shifts = [{"name": "imagenet_v2", "root": root} for root in roots]
+    with pytest.raises(JobError, match="sets: expected each set once, came imagenet_v2 again"):
+        ask(_job(place, "", sets=[*_content(place, "")["sets"], *shifts]))
+
+
+def test_a_missing_set_leaves_given_trees_to_be_compared_and_billed(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "trees.txt").write_text("( ( a cat ) sits )\n")
+    hierarchy = {"training_pairs": 0, "trees": {"path": str(tmp_path / "trees.txt")}}
+    job = _job(place, "", sets=[{"name": "openmoji", "root": "nowhere"}], hierarchy=hierarchy)
+    asked = ask(job)
+    assert (list(asked.missing), len(asked.trees)) == (["openmoji"], 1)
+    lines = Console(width=300, file=io.StringIO())
+    with lines.capture() as printed:
+        lines.print(bill(asked, 1))
+    assert "0 pictures and 2 texts" in printed.get(), "one by the model, one by the control"
 
 
 @pytest.mark.parametrize(

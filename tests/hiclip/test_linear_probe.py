@@ -22,6 +22,7 @@ from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.embed import Embedder, picture_features
 from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluation_bill import bill
 from hiclip.evaluation.linear_probe import Examples, _best, _fit, _held_out, _search
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.run_evaluation import evaluate
@@ -98,6 +99,7 @@ def job_of(place: Path, out: str, **probe: Any) -> EvaluateJob:
 @pytest.mark.filterwarnings("ignore:The ``noload``")
 def test_the_numbers_are_scikit_learns(place: Path, tmp_path: Path) -> None:
     job = job_of(place, str(tmp_path / "out"))
+    assert bill(ask(job), 1).row_count > 4, "a job of probes alone can be billed"
     outcome = evaluate(ask(job), map_here, folder(job.out).make())
     found = {one.metric: one for one in outcome.results}
     assert set(found) == {"top1", "top5", "mean_per_class"}

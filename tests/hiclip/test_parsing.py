@@ -78,6 +78,9 @@ def test_given_trees_in_both_formats(tmp_path: Path) -> None:
             read_trees(str(file), labelled=False)
     with pytest.raises(DatasetError, match="the given trees are not there"):
         read_trees(str(tmp_path / "nowhere.txt"), labelled=False)
+    (tmp_path / "latin.txt").write_bytes("( un café )".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"latin.txt: expected text in UTF-8"):
+        read_trees(str(tmp_path / "latin.txt"), labelled=False)
 
 
 def test_words_find_their_tokens() -> None:

@@ -106,6 +106,28 @@ def test_what_was_evaluated_is_not_evaluated_again_and_every_due_one_is(
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_store_that_takes_nothing_ends_neither_training_nor_its_evaluations(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hiclip.training.ray_evaluations._LOOKS_EVERY_S", 0.05)
+    pretrain(small_job(str(tmp_path / "run"), str(place / "build")), here=True)
+    *_, before, last = sorted((tmp_path / "run/checkpoints").iterdir())
+    last.rename(tmp_path / last.name)
+    (tmp_path / "run" / FOLDER).write_text("a file stands where the folder should be")
+    recorded: list[int] = []
+    with Evaluations(job_of(place, tmp_path / "run"), lambda _, seen: recorded.append(seen), lambda _: None):
+        deadline = time.monotonic() + 60
+        while not caplog.records:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (tmp_path / "run" / FOLDER).unlink()
+        (tmp_path / last.name).rename(last)
+    assert recorded == [int(before.name.rpartition("-")[2]), 64]
+    assert "checkpoints are not evaluated for now" in caplog.text
+    assert [path.name for path in (tmp_path / "run" / FOLDER).iterdir()] == ["seen-000000000064.json"]
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_a_training_that_fails_does_not_wait(place: Path, tmp_path: Path) -> None:
     pretrain(small_job(str(tmp_path / "run"), str(place / "build")), here=True)
     slow = job_of(place, tmp_path / "run", draws=50_000_000)

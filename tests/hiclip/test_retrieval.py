@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,12 @@ def test_an_unreadable_picture_is_wrong_and_not_dropped() -> None:
     assert captions.surprise == pytest.approx([np.log(2), 0.0])
 
 
+def test_an_unreadable_picture_is_not_found_among_few_either() -> None:
+    found = _answers([[np.nan, np.nan], [0.1, 0.9]], fits([{"a"}, {"b"}], ["a", "b"]))
+    values = retrieval_statistic(*found, np.array([0, 1]))(np.ones((1, 2)))[0]
+    assert values[:7].tolist() == [0.5] * 6 + [300.0], "of 2 candidates the third place is beyond all"
+
+
 def test_surprise_is_the_contrastive_loss_when_one_candidate_fits() -> None:
     logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.0, 1.0, 3.0]])
     right = fits([{"a"}, {"b"}, {"c"}], ["a", "b", "c"])
@@ -106,6 +114,19 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.surprise == pytest.approx(other.surprise, rel=1e-12)
         assert (one.best == other.best).all()
         assert (one.shown == other.shown).all()
+
+
+def test_memory_is_that_of_a_tile() -> None:
+    random, captions = np.random.default_rng(0), 2 * retrieval.COLUMNS
+    rows, columns = (random.normal(size=(count, 8)).astype(np.float32) for count in (retrieval.ROWS, captions))
+    right = Fits.of_owners(np.arange(captions) % len(rows), len(rows))
+    tracemalloc.start()
+    try:
+        answers(VectorScores(rows / 100, columns / 100), right)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 115e6, "a tile in both precisions, and which of its scores are NaN"
 
 
 def test_the_best_candidates_are_those_of_a_stable_sort() -> None:

@@ -69,12 +69,20 @@ def test_blocks_are_regular_and_about_as_many() -> None:
     assert blocks_like(np.arange(4).reshape(2, 2)).tolist() == [[0, 1], [2, 3]]
 
 
+def _lying(picture: Image.Image) -> bytes:
+    """A JPEG that lies on its side and says so, as cameras write them."""
+    said, file = Image.Exif(), io.BytesIO()
+    said[0x0112] = 6
+    picture.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=said)
+    return file.getvalue()
+
+
 def _write(place: Path) -> None:
     (place / "pictures").mkdir(parents=True)
     (place / "masks").mkdir()
     for number in range(5):
-        picture = drawing(number)
-        (place / f"pictures/{number}.png").write_bytes(encoded(picture))
+        picture = drawing(number).resize((40, 24))
+        (place / f"pictures/{number}.png").write_bytes(_lying(picture) if number == 2 else encoded(picture))
         mask = np.zeros(picture.size[::-1], dtype=np.uint8)
         mask[:, : mask.shape[1] // 2] = 1
         if number == 4:
@@ -101,6 +109,16 @@ def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> Non
     assert "4 pictures, 1 more left out" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/hierarchy/segments.png").read_bytes().startswith(b"\x89PNG")
 
+    # What was remembered is not taken for other masks of the same names, nor where another number is void.
+    for number in range(5):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        Image.new("L", (40, 24), 7).save(tmp_path / f"plain/{number}.png")
+    for change in ({"void": 1}, {"masks": str(tmp_path / "plain")}):
+        masks = {**content["hierarchy"]["masks"], **change}
+        other = make_job({**content, "hierarchy": {**content["hierarchy"], "masks": masks}}, EvaluateJob, "test")
+        with pytest.raises(DatasetError, match="expected masks of two segments or more"):
+            evaluate(ask(other), map_here, folder(job.out))
+
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     _write(tmp_path)
@@ -115,6 +133,9 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=r"masks/0.png: expected the size of p.jpg, 3 x 4 px, came"):
         _read_mask(folder(str(tmp_path / "masks")), "0.png", (3, 4), "p.jpg")
-    (tmp_path / "masks/0.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"masks/0.png: expected a PNG"):
-        _read_mask(folder(str(tmp_path / "masks")), "0.png", (3, 4), "p.jpg")
+    whole = (tmp_path / "masks/1.png").read_bytes()
+    place = whole.index(b"IDAT") - 4  # its length: what Pillow takes for the next chunk is none
+    for damaged in (b"no picture", whole[: len(whole) // 2], whole[:place] + b"\0\0\0\1" + whole[place + 4 :]):
+        (tmp_path / "masks/0.png").write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"masks/0.png: expected a PNG"):
+            _read_mask(folder(str(tmp_path / "masks")), "0.png", (3, 4), "p.jpg")

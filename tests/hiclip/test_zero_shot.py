@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiclip.evaluation.evaluation_set import Classification, questions_fingerprint
 from hiclip.evaluation.label_tree import LabelTree, meeting_heights
+from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
 from hiclip.evaluation.zero_shot import (
     METRICS,
@@ -89,6 +91,22 @@ def test_heights_of_meetings_where_a_node_has_two_parents() -> None:
     )
 
 
+def test_other_heights_are_another_question() -> None:
+    def asked(*heights: int) -> str:
+        tree = LabelTree(("cat", "dog"), heights=np.array(heights).reshape(2, 2) if heights else None)
+        asked = Classification(np.arange(2), np.arange(2), tree, ("{}",))
+        return questions_fingerprint("pets", StoredPictures(("0", "1"), (b"", b"")), asked)
+
+    assert len({asked(), asked(0, 1, 1, 0), asked(0, 2, 2, 0)}) == 3
+
+
+def test_a_tie_with_the_right_class_is_no_error_of_no_steps() -> None:
+    heights = np.array([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
+    scores = np.array([[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]])
+    found = _measure(scores, [0, 0], LabelTree(("cat", "dog", "pear"), heights=heights))
+    assert (found["top1"], found["error_distance"]) == (0.0, 2.0), "the first answer is wrong of one picture alone"
+
+
 def test_imagenets_mistakes_are_weighed_by_wordnet() -> None:
     heights, names = wordnet_heights("imagenet"), imagenet_classes().names
     tabby, tiger_cat, fig = names.index("tabby cat"), names.index("tiger cat"), names.index("fig")
@@ -126,6 +144,16 @@ def test_an_unreadable_picture_is_wrong_and_as_far_off_as_can_be() -> None:
     found = _measure(scores, [0, 0])
     assert found["top1"] == 0.5
     assert found["error_distance"] == 3
+
+
+def test_an_unreadable_picture_is_wrong_among_few_classes_too() -> None:
+    few = LabelTree(("cat", "dog", "pear"), ("mammal", "mammal", "fruit"), ("animals", "animals", "food"))
+    scores = np.array([[0.1, 0.2, 0.3], [np.nan] * 3])
+    assert _measure(scores, [0, 1], LabelTree(few.classes))["top5"] == 0.5, "3 classes, and rank 4 is no hit"
+    found = _measure(scores, [0, 1], few)
+    assert (found["top5"], found["subgroup_mean_top5"]) == (0.5, 0.5)
+    statistic = subgroup_statistic(predict(scores, np.array([0, 1])), few)[1]
+    assert statistic(np.ones((1, 2)))[0].tolist() == pytest.approx([0, np.nan, 0.5, np.nan], nan_ok=True)
 
 
 def test_chance_is_what_random_scores_reach() -> None:
