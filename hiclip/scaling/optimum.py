@@ -87,7 +87,7 @@ class Optimum:
 def compute_optimal(
     law: SizeLaw, cost: Callable[[Array], Array], budget: float, unique: float | None = None
 ) -> Optimum:
-    """The best N and D for `budget`, with bands. `unique`: pairs there are; None, or no repetition in the law: enough."""
+    """The best N and D for `budget`, with bands. `unique`: pairs that there are; None: enough."""
     unique = unique if law.repeat is not None else None
     places = {times: _frontier(law, cost, times * budget, unique) for times in (1 / _STEP, 1.0, _STEP)}
     (low_fit, low_drawn), (high_fit, high_drawn) = places[1 / _STEP][:2], places[_STEP][:2]
