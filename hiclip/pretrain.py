@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +40,16 @@ _DIFFERENCES = 20
 """Printed; the file has all."""
 
 
-def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = False) -> PretrainResult:
+def pretrain(
+    job: PretrainJob,
+    parent_run_id: str | None = None,
+    here: bool = False,
+    on_row: Callable[[StepRow], None] | None = None,
+) -> PretrainResult:
     """Runs, resumes, or finds finished the job; `parent_run_id` nests its MLflow run below another.
 
     `here` trains in this process, not in workers of Ray Train: for one worker that Ray has placed already, as a trial.
+    `on_row` hears of every step that is done now; an EndedEarlyError that it raises ends the run, and is raised here.
 
     Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
     """
@@ -60,7 +67,7 @@ def pretrain(job: PretrainJob, parent_run_id: str | None = None, here: bool = Fa
         settings.load()  # says now what is missing
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
-        result = _train(job, stream, tracker, here)
+        result = _train(job, stream, tracker, here, on_row)
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, EndedEarlyError) and error.exit_code > 1 else "FAILED")
         raise
@@ -109,7 +116,9 @@ def stream_plan(job: PretrainJob) -> StreamPlan:
     )
 
 
-def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -> PretrainResult:
+def _train(
+    job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool, on_row: Callable[[StepRow], None] | None
+) -> PretrainResult:
     from pipeline.ray_session import ray_session  # only now that the command has set what Ray reads at import
 
     commit = source_commit()
@@ -126,6 +135,8 @@ def _train(job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool) -
             # Steps that come again after a restart carry the same losses, so that they may be recorded twice.
             for row, numbers in zip(rows, progress.show(rows), strict=True):
                 tracker.metrics(numbers, row.seen)
+                if on_row is not None:
+                    on_row(row)
 
         with _evaluations(job, tracker):
             if here:
