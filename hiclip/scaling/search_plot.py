@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,13 +14,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from hiclip.scaling.search_trials import Search, Tried
 
 _INK, _SOFT, _LINE, _PAPER = "#1d1f21", "#6b6f76", "#e3e2dc", "#ffffff"
 _ONE, _BEST = "#33658a", "#b4503e"
 _COLOURS = "viridis_r"
+_SHAPES = ("o", "s", "^", "D", "v")  # of stopped trials, by when
 _DPI = 160
 _TALLEST = 3.0  # losses of this many times the lowest or more are drawn at the upper edge: they would flatten the rest
 
@@ -35,8 +38,9 @@ def search_png(found: Search) -> bytes:
     if by_error:
         _draw_errors(panels[0], found, colour)
     _draw_losses(panels[-1], found, colour)
+    rates = [trial.learning_rate for trial in found.trials]
     for axes in panels:
-        _dress(axes)
+        _dress(axes, min(rates), max(rates))
     panels[0].set_title(_title(found), loc="left", color=_INK, fontsize=12, pad=12)
     panels[-1].set_xlabel("learning rate", color=_SOFT)
     panels[-1].legend(handles=_legend(found), frameon=False, fontsize=9, labelcolor=_INK)
@@ -55,6 +59,8 @@ def _colours(figure: Figure, panels: Sequence[Axes], found: Search) -> Callable[
     bar = figure.colorbar(scale, ax=list(panels), pad=0.02, aspect=40)
     bar.set_label("weight decay", color=_SOFT)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.ax.tick_params(colors=_SOFT, which="both")
     bar.outline.set_visible(False)
     return lambda trial: to_rgba(scale.cmap(float(norm(trial.weight_decay))))
@@ -72,51 +78,59 @@ def _draw_errors(axes: Axes, found: Search, colour: Callable[[Tried], Colour]) -
 
 def _draw_losses(axes: Axes, found: Search, colour: Callable[[Tried], Colour]) -> None:
     known = [trial.loss for trial in found.trials if trial.loss is not None]
-    edge = min(max(known), _TALLEST * min(known))
+    edge = _TALLEST * min(known)
     for trial in found.trials:
-        if trial.end == "diverged" or trial.loss is None:
+        if trial.end in ("diverged", "failed") or trial.loss is None:
             place = axes.get_xaxis_transform()
             axes.scatter(trial.learning_rate, 0.97, marker="x", s=58, color=_SOFT, transform=place, zorder=4)
             continue
-        _mark(axes, trial, min(trial.loss, edge), found, colour)
-        axes.annotate(
-            f" {trial.seen:,}" if trial.loss <= edge else f" {trial.loss:.3g} after {trial.seen:,}",
-            (trial.learning_rate, min(trial.loss, edge)),
-            textcoords="offset points",
-            xytext=(5, 4),
-            fontsize=7,
-            color=_SOFT,
-        )
-    axes.set_ylabel("training loss (nats), newest,\nand after how many pairs", color=_SOFT)
+        height = min(trial.loss, edge)
+        _mark(axes, trial, height, found, colour)
+        if height < trial.loss:
+            said: dict[str, Any] = {"textcoords": "offset points", "xytext": (7, -3), "fontsize": 8, "color": _SOFT}
+            axes.annotate(f"{trial.loss:.3g}", (trial.learning_rate, height), **said)
+    axes.set_ylabel("training loss (nats),\nthe newest", color=_SOFT)
 
 
 def _mark(axes: Axes, trial: Tried, height: float, found: Search, colour: Callable[[Tried], Colour]) -> None:
-    """A trial: full where it reached the end, hollow where it did not, ringed where it was best."""
-    whole = trial.end == "measured"
-    face = colour(trial) if whole else _PAPER
-    axes.scatter(trial.learning_rate, height, s=58, color=[face], edgecolor=[colour(trial)], linewidth=1.6, zorder=4)
+    """A trial: full where it reached the end, hollow where it was stopped, ringed where it was best."""
+    face = colour(trial) if trial.end == "measured" else _PAPER
+    looks: dict[str, Any] = {
+        "color": [face],
+        "edgecolor": [colour(trial)],
+        "linewidth": 1.6,
+        "marker": _shape(trial, found),
+    }
+    axes.scatter(trial.learning_rate, height, s=58, zorder=4, **looks)
     if trial.trial == found.chosen:
         axes.scatter(trial.learning_rate, height, s=210, color="none", edgecolor=_BEST, linewidth=1.8, zorder=5)
 
 
-def _legend(found: Search) -> list[Line2D]:
-    ends = {trial.end for trial in found.trials}
+def _shape(trial: Tried, found: Search) -> str:
+    return "o" if trial.end == "measured" else _SHAPES[_stops(found).index(trial.seen) % len(_SHAPES)]
 
-    def entry(label: str, **looks: object) -> Line2D:
-        return Line2D([], [], linestyle="none", label=label, **looks)  # type: ignore[arg-type]  # checked by matplotlib
+
+def _stops(found: Search) -> list[int]:
+    """Pairs seen at which trials were stopped."""
+    return sorted({trial.seen for trial in found.trials if trial.end == "stopped"})
+
+
+def _legend(found: Search) -> list[Line2D]:
+    def entry(label: str, **looks: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", label=label, **looks)
 
     entries = [entry("reached the end", marker="o", color=_SOFT)]
-    if ends & {"stopped", "failed"}:
-        entries.append(entry("stopped on the way", marker="o", markerfacecolor=_PAPER, markeredgecolor=_SOFT))
-    if "diverged" in ends or any(trial.loss is None for trial in found.trials):
+    for seen, shape in zip(_stops(found), itertools.cycle(_SHAPES), strict=False):
+        label = f"stopped after {seen:,} pairs"
+        entries.append(entry(label, marker=shape, markerfacecolor=_PAPER, markeredgecolor=_SOFT))
+    if any(trial.end in ("diverged", "failed") for trial in found.trials):
         entries.append(entry("diverged or failed", marker="x", color=_SOFT))
-    best = entry("best", marker="o", markersize=12, markerfacecolor="none", markeredgecolor=_BEST)
-    return [*entries, best]
+    return [*entries, entry("best", marker="o", markersize=12, markerfacecolor="none", markeredgecolor=_BEST)]
 
 
-def _dress(axes: Axes) -> None:
+def _dress(axes: Axes, low: float, high: float) -> None:
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
+    axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
     if math.log10(high / low) < 2:
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))

@@ -27,6 +27,7 @@ from hiclip.scaling.search_settings import SearchSettings
 from hiclip.scaling.search_trials import Search, SearchFailedError, Tried, best_of, drawn, variants
 from hiclip.scaling.study_folder import Study, open_study
 from hiclip.scaling.transfer import Best, transferred
+from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from pipeline.job_keys import job_keys
 from pipeline.job_mistakes import mistake
@@ -184,7 +185,8 @@ def test_the_picture_is_drawn_of_every_kind_of_end(decay: float | None, judged_b
         "trials": [
             tried("a", "measured", 2.0, 0.5, learning_rate=2e-3, weight_decay=0.2, error_low=0.4, error_high=0.6),
             tried("b", "stopped", 200.0, learning_rate=1e-2),
-            tried("c", "diverged", None, learning_rate=1e-1),
+            tried("c", "stopped", 3.0, learning_rate=1e-2, seen=16),
+            tried("d", "diverged", None, learning_rate=1e-1),
         ],
     }  # fmt: skip
     with Image.open(io.BytesIO(search_png(Search.model_validate(content)))) as picture:
@@ -316,12 +318,13 @@ def test_trials_that_diverge_or_fail_are_told_of_and_not_chosen(ray_session: Non
     assert "DivergedError" not in said[0]
     assert "loss or gradient are not finite" in said[0]
     assert "failed (StorageError: " in said[1]
-    assert "Traceback" in (out / "search" / f"{fails.id}.failure.txt").read_text()
+    assert "in _attempt" in (out / "search" / f"{fails.id}.failure.txt").read_text()
     assert sorted(path.name for path in out.glob("search/*.json")) == [f"{diverges.id}.json"], "the other has a chance"
     assert not (out / "search.json").exists()
 
 
-def test_who_hears_of_steps_may_end_a_run(place: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_who_hears_of_steps_may_end_a_run_of_workers(ray_session: None, place: Path, tmp_path: Path) -> None:
     heard: list[int] = []
 
     def enough(row: StepRow) -> None:
@@ -329,12 +332,12 @@ def test_who_hears_of_steps_may_end_a_run(place: Path, tmp_path: Path) -> None:
         if row.seen == 32:
             raise EndedEarlyError("that is enough")
 
-    job = small_job(str(tmp_path / "run"), str(place / "build"))
+    job = small_job(
+        str(tmp_path / "run"), str(place / "build"), schedule={"pairs": 80_000}, checkpoints={"every_pairs": 8000}
+    )
     with pytest.raises(EndedEarlyError, match="that is enough"):
-        pretrain(job, here=True, on_row=enough)
-    assert heard == [8, 16, 24, 32]
-    assert not (tmp_path / "run" / "result.json").exists()
-    heard.clear()
-    assert pretrain(job, here=True, on_row=lambda row: heard.append(row.seen)).seen == 64
-    assert heard[0] <= 32
-    assert heard[-1] == 64
+        pretrain(job, on_row=enough)
+    assert heard == [8, 16, 24, 32], "and of no more"
+    newest = newest_checkpoint(job.out)
+    assert newest is not None
+    assert 32 <= read_checkpoint(newest).state.seen < job.pairs, "stopped after a checkpoint, long before its end"
