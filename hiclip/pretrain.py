@@ -49,7 +49,7 @@ def pretrain(
     """Runs, resumes, or finds finished the job; `parent_run_id` nests its MLflow run below another.
 
     `here` trains in this process, not in workers of Ray Train: for one worker that Ray has placed already, as a trial.
-    `on_row` hears in this process of every step that is done, and may end the run by an exception.
+    `on_row` hears of every step that is done now; an EndedEarlyError that it raises ends the run, and is raised here.
 
     Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
     """

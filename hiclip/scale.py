@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from rich.console import RenderableType
@@ -27,11 +27,13 @@ from hiclip.pretrain import pretrain, stream_plan
 from hiclip.scaling.analysis import Analysis, MethodFindings, analyse, compare
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.fit_table import FIT_ONLY, fit_table
-from hiclip.scaling.ladder import Rung, candidates, read_ladder
+from hiclip.scaling.ladder import Ladder, Rung, candidates, read_ladder, searched_rungs
 from hiclip.scaling.law import Law, LawError
 from hiclip.scaling.next_rung import Suggestion, most_informative
 from hiclip.scaling.rung_table import Failure, Row, store, store_failure
 from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.search import finished_search, search
+from hiclip.scaling.search_trials import SEARCHED, trial_name, variants
 from hiclip.scaling.spending import Meter, Purse, spent
 from hiclip.scaling.study_bill import bill, check_budget
 from hiclip.scaling.study_folder import (
@@ -47,6 +49,7 @@ from hiclip.scaling.study_folder import (
     write_table,
 )
 from hiclip.scaling.study_view import StudyProgress, answers, findings_table
+from hiclip.scaling.transfer import Best
 from hiclip.scaling.trunk import run_folder, take_over
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.command import console, program, run_command, run_to_end
@@ -63,21 +66,23 @@ def scale(job: ScaleJob) -> str:
     Raises InputError before anything is started if the study cannot work, LawError if too few rungs could be measured.
     """
     ladder = read_ladder(job)
-    budget = check_budget(job, ladder)
+    searched = searched_rungs(job, ladder)
+    budget = check_budget(job, ladder, searched)
     job.error.set.load()  # or every rung would be trained before one finds that it cannot be asked
     plans = {rung.id: stream_plan(rung.job).fingerprint for rung in ladder.all}  # says what a dataset lacks
     if not folder(job.out).exists(RESULT):
         check_reachable(job.mlflow, job.out)
-    purse = Purse(budget, {rung.id: ladder.own_compute(rung) for rung in ladder.all}, job.concurrent)
-    study = open_study(job, ladder, next(iter(plans.values())), purse)
-    earlier = finished(study)
+    study = open_study(
+        job, ladder, next(iter(plans.values())), Purse(budget, _planned(job, ladder, searched), job.concurrent)
+    )
+    earlier = _finished(study, searched)
     if earlier is not None:
-        console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}")
+        console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}", markup=False)
         deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out))
         return study.place.join(RESULT)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out))
     try:
-        findings = _carry_out(study, tracker)
+        findings = _carry_out(study, searched, tracker)
     except BaseException:
         tracker.close("FAILED")
         raise
@@ -87,6 +92,37 @@ def scale(job: ScaleJob) -> str:
     for line in answers(findings):
         console.print(f"scale: {line}.", markup=False)
     return study.place.join(RESULT)
+
+
+def _planned(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung]) -> dict[str, float]:
+    """FLOPs of everything that the study means to train, by the name under which it is spent."""
+    planned = {rung.id: ladder.own_compute(rung) for rung in ladder.all}
+    if job.search is not None:
+        trials = [trial for rung in searched for trial in variants(rung, job.search)]
+        planned |= {trial_name(trial): trial.compute for trial in trials}
+    return planned
+
+
+def _finished(study: Study, searched: Sequence[Rung]) -> dict[str, Any] | None:
+    """The result of this very study, if it is there."""
+    settings, found = study.job.search, {}
+    for rung in searched:
+        assert settings is not None, "or nothing would be searched"
+        known = finished_search(study, settings, rung)
+        if known is None:
+            return None
+        found[rung.method] = known.best
+    return finished(_with_found(study, found))
+
+
+def _with_found(study: Study, found: Mapping[str, Best]) -> Study:
+    """The study with the hyperparameters that were found."""
+    if not found:
+        return study
+    ladder = read_ladder(study.job, found)
+    planned = {name: flops for name, flops in study.purse.planned.items() if name.startswith(SEARCHED)}
+    planned |= {rung.id: ladder.own_compute(rung) for rung in ladder.all}
+    return replace(study, ladder=ladder, purse=replace(study.purse, planned=planned))
 
 
 def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: str | None, rung: Rung) -> None:
@@ -157,11 +193,18 @@ def _placed(study: Study, rung: Rung) -> PretrainJob:
     )
 
 
-def _carry_out(study: Study, tracker: Tracker) -> Findings:
+def _carry_out(study: Study, searched: Sequence[Rung], tracker: Tracker) -> Findings:
     from pipeline.ray_session import ray_session  # here, after the command has set what Ray reads at import
 
-    began, job, ladder = time.monotonic(), study.job, study.ladder
+    began, job = time.monotonic(), study.job
     tracker.params(resolved(job))
+    found = {
+        rung.method: search(study, job.search, rung, tracker.run_id, _say)
+        for rung in searched
+        if job.search is not None
+    }
+    study = _with_found(study, {method: one.best for method, one in found.items()})
+    ladder = study.ladder
     with contextlib.ExitStack() as stack:
         if study.missing(ladder.all):
             stack.enter_context(ray_session(job.ray))
@@ -185,10 +228,15 @@ def _carry_out(study: Study, tracker: Tracker) -> Findings:
         tuple(failures),
         compare(laws),
         _suggested(study, laws[0].law),
+        found,
     )
     write_findings(study, findings, time.monotonic() - began)
     _record(tracker, study, findings)
     return findings
+
+
+def _say(line: str) -> None:
+    console.print(f"scale: {line}", markup=False)
 
 
 def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: StudyProgress) -> list[Failure]:
@@ -260,8 +308,9 @@ def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
 
 def _plan(job: ScaleJob) -> RenderableType:
     ladder = read_ladder(job)
-    check_budget(job, ladder)
-    return bill(job, ladder)
+    searched = searched_rungs(job, ladder)
+    check_budget(job, ladder, searched)
+    return bill(job, ladder, searched)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

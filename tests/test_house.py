@@ -26,6 +26,7 @@ LAYERS = [
     ("hiclip.evaluate", 6),
     ("hiclip.export", 6),
     ("hiclip.scale", 6),
+    ("hiclip.scaling.search", 6),
     ("hiclip.training.ray_workers", 5),
     ("hiclip.scaling.ray_sweep", 5),
     ("hiclip.data.ray_stream", 5),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hiclip.scaling.analysis import MethodFindings
@@ -14,6 +14,7 @@ from hiclip.scaling.next_rung import Suggestion
 from hiclip.scaling.optimum import Optimum
 from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure
+from hiclip.scaling.search_trials import Search
 from hiclip.scaling.size_law import SizeLaw
 
 
@@ -52,6 +53,8 @@ class Findings:
     """The first method's compute over that of each other, for the same error."""
     suggestion: Suggestion | None = None
     """The rung to run next; None where nobody asked."""
+    searches: Mapping[str, Search] = field(default_factory=dict)
+    """By method, what a search has found; empty without one."""
 
     @property
     def law(self) -> Law:
@@ -78,6 +81,14 @@ class Findings:
             "held_out": None if self.held_out is None else held_out_numbers(self.held_out),
             "ratios": [ratio.numbers() for ratio in self.ratios],
             "next": None if self.suggestion is None else self.suggestion.numbers(),
+            "search": {
+                method or "search": {
+                    "learning_rate": one.learning_rate,
+                    "weight_decay": one.weight_decay,
+                    "rung": one.rung,
+                }
+                for method, one in self.searches.items()
+            },
             "missing": [failure.model_dump(exclude={"trace"}) for failure in self.failures],
         }
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from hiclip.scaling.law import LawError, check_computes
 from hiclip.scaling.next_rung import Candidate
 from hiclip.scaling.scale_job import Changes, ScaleJob
+from hiclip.scaling.transfer import Best, transferred
 from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_bill import hours
 from hiclip.training.pretrain_job import PretrainJob
@@ -166,10 +167,10 @@ def candidates(ladder: Ladder) -> list[Candidate]:
     return list(found.values())
 
 
-def read_ladder(job: ScaleJob, found: Mapping[str, Changes] | None = None) -> Ladder:
+def read_ladder(job: ScaleJob, found: Mapping[str, Best] | None = None) -> Ladder:
     """The checked rungs of a study. Raises JobError, which names the rung, or LawError if no law can come of them.
 
-    found: by method, keys that a search has found, under those that a rung changes itself.
+    found: by method, what a search has found: it gives way to what a rung says itself.
     """
     ladder = Ladder(_rungs(job, found or {}), _held_out(job, found or {}))
     for method in ladder.methods:
@@ -180,7 +181,7 @@ def read_ladder(job: ScaleJob, found: Mapping[str, Changes] | None = None) -> La
     return ladder
 
 
-def _rungs(job: ScaleJob, found: Mapping[str, Changes]) -> tuple[Rung, ...]:
+def _rungs(job: ScaleJob, found: Mapping[str, Best]) -> tuple[Rung, ...]:
     return tuple(
         _rung(job, changes, method, found, f"ladder rung {number}{f' of {method}' if method else ''}")
         for method in job.methods or {"": {}}
@@ -188,16 +189,29 @@ def _rungs(job: ScaleJob, found: Mapping[str, Changes]) -> tuple[Rung, ...]:
     )
 
 
-def _held_out(job: ScaleJob, found: Mapping[str, Changes]) -> Rung | None:
+def _held_out(job: ScaleJob, found: Mapping[str, Best]) -> Rung | None:
     if job.held_out is None:
         return None
     return _rung(job, job.held_out, next(iter(job.methods), ""), found, "held_out")
 
 
-def _rung(job: ScaleJob, changes: Changes, method: str, found: Mapping[str, Changes], where: str) -> Rung:
-    under = found.get(method, {})
+def searched_rungs(job: ScaleJob, ladder: Ladder) -> tuple[Rung, ...]:
+    """Of each method, the rung whose hyperparameters are searched; none without a search."""
+    if job.search is None:
+        return ()
+    chosen = job.search.rung
+    if chosen is None:
+        return tuple(min(ladder.of(method), key=lambda rung: rung.compute) for method in ladder.methods)
+    return tuple(_rung(job, chosen, method, {}, "search.rung") for method in ladder.methods)
+
+
+def _rung(job: ScaleJob, changes: Changes, method: str, found: Mapping[str, Best], where: str) -> Rung:
     try:
-        variant = variant_of(job, method, under | changes)
+        variant = variant_of(job, method, changes)
+        under: Changes = {}
+        if method in found and job.search is not None:
+            under = transferred(found[method], variant, job.search.transfer)
+            variant = variant_of(job, method, under | changes)
         share = job.ladder.cooldown_share
         if share is None:
             return Rung(_name(changes), changes, variant, method)

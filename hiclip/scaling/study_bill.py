@@ -67,7 +67,7 @@ def search_need(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung]) -> Need
     """What the search takes at most, were no trial stopped early; None without one."""
     if job.search is None:
         return None
-    trials = job.search.trials
+    trials = job.search.trials  # fewer where two draws are one run
     needed = [rung.device_hours_from(0) for rung in searched]
     hours = None if None in needed else trials * sum(one for one in needed if one is not None)
     price = ladder.rungs[0].job.price

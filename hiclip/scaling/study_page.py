@@ -46,6 +46,8 @@ def _parts(findings: Findings, pictures: Mapping[str, bytes]) -> Iterator[str]:
     for found in findings.methods:
         yield from _method_parts(findings, found, pictures)
     yield "<h2>Rungs</h2>\n" + _rung_text() + _picture("residuals.png", pictures) + _rung_table(findings)
+    if findings.searches:
+        yield "<h2>Search</h2>\n" + _search_table(findings)
     if findings.suggestion is not None:
         yield f"<h2>Next</h2>\n<p>{text(findings.suggestion.sentence(findings.compute_unit))}.</p>\n"
     if findings.failures:
@@ -199,6 +201,22 @@ def _rung_table(findings: Findings) -> str:
         f"{point.low:.4g} to {point.high:.4g}",
     ]
     return _table(heads, rows, [*last, f"{predicted:.4g}", f"{predicted:.4g}", f"{predicted / point.error - 1:+.1%}"])
+
+
+def _search_table(findings: Findings) -> str:
+    """What the rungs were trained with was searched on one of them."""
+    heads = ["searched", "trials", "best learning rate", "best weight decay", "reached the end"]
+    rows = [
+        [
+            f"{method}: {one.rung}" if method else one.rung,
+            f"{len(one.trials)}",
+            f"{one.learning_rate:.3g}",
+            "not searched" if one.weight_decay is None else f"{one.weight_decay:.3g}",
+            f"{sum(trial.end == 'measured' for trial in one.trials)}",
+        ]
+        for method, one in findings.searches.items()
+    ]
+    return _table(heads, rows)
 
 
 def _interval(interval: Interval) -> tuple[str, str, str]:

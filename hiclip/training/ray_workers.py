@@ -75,15 +75,17 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -
     """Trains the job to its end; `on_steps` hears, on another thread and in order, of the steps as they are done.
 
     After a restart steps come again from the checkpoint on. A SIGTERM, the first one, lets the workers write a
-    checkpoint and end: StoppedError. Raises RunFailedError if the run cannot go on, the worker's own InputError if that
-    is what ended it for good, else Ray's TrainingFailedError.
+    checkpoint and end: StoppedError; so does an EndedEarlyError of `on_steps`, which is then raised. Raises
+    RunFailedError if the run cannot go on, the worker's own InputError if that is what ended it for good, else Ray's
+    TrainingFailedError.
     """
     _check_room(task.job)
     # With the driver, or it could be lost with a machine that the run can do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
     done, stop = threading.Event(), threading.Event()
-    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done, stop), name="steps", daemon=True)
+    enough: list[EndedEarlyError] = []
+    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done, stop, enough), name="steps", daemon=True)
     reader.start()
     try:
         with tempfile.TemporaryDirectory(prefix="hiclip-ray-train-") as notes, _sets_at_sigterm(stop):
@@ -95,6 +97,8 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -
         done.set()
         reader.join()
         ray.kill(mailbox)
+    if enough:
+        raise enough[0]
     if end is not None:
         raise end
 
@@ -279,8 +283,13 @@ class _Mailbox:
 
 
 def _read(
-    mailbox: object, on_steps: Callable[[list[StepRow]], object], done: threading.Event, stop: threading.Event
+    mailbox: object,
+    on_steps: Callable[[list[StepRow]], object],
+    done: threading.Event,
+    stop: threading.Event,
+    enough: list[EndedEarlyError],
 ) -> None:
+    """Hands steps on until the run is `done`; asks the workers to stop when `stop` is set or who hears has `enough`."""
     last = told = False
     while not last:
         last = done.wait(_POLL_S)  # once more after the end, for what came since
@@ -288,8 +297,12 @@ def _read(
             told = True
             mailbox.wish_stop.remote()  # type: ignore[attr-defined]
         rows = ray.get(mailbox.take.remote())  # type: ignore[attr-defined]
-        if rows:
-            on_steps(rows)
+        if rows and not enough:
+            try:
+                on_steps(rows)
+            except EndedEarlyError as error:
+                enough.append(error)
+                stop.set()
 
 
 def _own(error: ray.train.WorkerGroupError) -> Exception:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 from small_run import small_job
 
-from hiclip.scaling.ladder import bill, read_ladder
+from hiclip.scaling.ladder import read_ladder
 from hiclip.scaling.ray_sweep import trial_resources
 from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.study_bill import bill, check_budget
 from hiclip.training.cost import train_flops
 from pipeline.jobfile import InputError, make_job, resolved_yaml
 
@@ -133,14 +134,23 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_a_study_that_cannot_work_is_refused_before_it_starts(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
+    def read() -> None:
+        job = study(tmp_path, **changes)
+        check_budget(job, read_ladder(job))
+
     with pytest.raises(InputError, match=words):
-        read_ladder(study(tmp_path, **changes))
+        read()
 
 
 def test_more_device_hours_than_the_budget_are_refused(tmp_path: Path) -> None:
     base = content(tmp_path)["base"] | {"overrides": {"price": PRICE}}
     needed = read_ladder(study(tmp_path, base=base)).device_hours
     assert needed is not None
-    read_ladder(study(tmp_path, base=base, budget_hours=needed * 1.01))
-    with pytest.raises(InputError, match=r"budget_hours: the study needs .* device-hours"):
-        read_ladder(study(tmp_path, base=base, budget_hours=needed * 0.99))
+    job = study(tmp_path, base=base, budget_hours=needed * 1.01)
+    assert check_budget(job, read_ladder(job)).device_hours == needed * 1.01
+    for key, share in (("budget_hours", 1.0), ("budget_money", PRICE["per_hour"])):
+        job = study(tmp_path, base=base, **{key: needed * 0.99 * share})
+        with pytest.raises(InputError, match=rf"{key}: the study needs .* device-hours.* its smallest rung needs"):
+            check_budget(job, read_ladder(job))
+    with pytest.raises(InputError, match=r"budget_money: .* has no price"):
+        check_budget(study(tmp_path, budget_money=1e9), read_ladder(study(tmp_path)))

@@ -17,13 +17,17 @@ from small_checkpoint import small_openmoji
 from small_dataset import small_dataset
 from small_run import small_job
 
-from hiclip.scale import _law, main
-from hiclip.scaling.findings import Findings, HeldOut, Point
+from hiclip.scale import _analysed, main
+from hiclip.scaling.analysis import Analysis, analyse
+from hiclip.scaling.findings import Findings, HeldOut
 from hiclip.scaling.ladder import Rung, read_ladder
-from hiclip.scaling.law import Interval, LawError, fit_law
+from hiclip.scaling.law import Interval, Law, LawError, fit_law
+from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
-from hiclip.scaling.study_folder import Study, finished, open_study, points, predict, write_findings
+from hiclip.scaling.spending import Purse
+from hiclip.scaling.study_bill import Budget
+from hiclip.scaling.study_folder import Study, finished, open_study, predict, write_findings
 from pipeline.jobfile import make_job, resolved_yaml
 
 
@@ -89,7 +93,10 @@ def test_a_study_from_job_to_result(
     ]
 
     # The law is that of the rows, and the rows those of the runs.
-    law = fit_law([row["compute"] for row in result["rungs"]], [row["error"] for row in result["rungs"]], draws=200)
+    computes, errors = ([row[key] for row in result["rungs"]] for key in ("compute", "error"))
+    stored = [json.loads((out / "rungs" / f"{row['rung']}.json").read_text()) for row in result["rungs"]]
+    resamples = np.array([row["error_draws"] for row in stored]).T
+    law = fit_law(computes, errors, draws=200, picture_draws=resamples)
     assert (result["law"]["a"], result["law"]["b"], result["law"]["E"]) == (law.a.value, law.b.value, 0)
     assert (result["law"]["low"], result["law"]["high"]) == (law.b.low, law.b.high)
     for row in result["rungs"]:
@@ -186,7 +193,10 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
         text_width=64,
         depth=1,
         seen=rung.job.pairs,
+        unique=64,
         parameters=1,
+        learning_rate=1e-3,
+        weight_decay=0.1,
         compute=rung.compute,
         loss=1.0,
         error=error,
@@ -200,11 +210,15 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
     )
 
 
+def _law(study: Study) -> Law:
+    return _analysed(study, [])[0].law
+
+
 @pytest.fixture
 def study(place: Path, tmp_path: Path) -> Study:
     """A study whose rungs are measured: error = 5·(C / 10^6)^-0.1."""
     job = make_job(content(place, tmp_path / "study"), ScaleJob, "study")
-    opened = open_study(job, read_ladder(job), "f" * 64)
+    opened = open_study(job, read_ladder(job), "f" * 64, Purse(Budget(), {}, 1))
     for rung in opened.ladder.rungs:
         store(opened.place, measured(opened, rung, 5 * (rung.compute / 1e6) ** -0.1))
     return opened
@@ -213,7 +227,7 @@ def study(place: Path, tmp_path: Path) -> Study:
 def test_a_prediction_stands_once_it_is_made(study: Study) -> None:
     held_out = study.ladder.held_out
     assert held_out is not None
-    law = _law(study, [])
+    law = _law(study)
     predicted = predict(study, law)
     assert predicted is not None
     assert predicted.before
@@ -221,7 +235,7 @@ def test_a_prediction_stands_once_it_is_made(study: Study) -> None:
     store(study.place, measured(study, held_out, 1.0))
     assert predict(study, law) == predicted, "the same rungs: as it was written before"
     store(study.place, measured(study, study.ladder.rungs[0], 9.0))
-    late = predict(study, _law(study, []))
+    late = predict(study, _law(study))
     assert late is not None
     assert not late.before
 
@@ -241,14 +255,13 @@ def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:
     study.place.remove(f"rungs/{lost.id}.json")
     failure = Failure(rung=lost.id, name=lost.name, compute=lost.compute, reason="DivergedError: loss is nan", trace="")
     with pytest.raises(LawError, match=r"at least 3 rungs, came 2 \(1 failed: width 64, pairs 64: DivergedError"):
-        _law(study, [failure])
+        _analysed(study, [failure])
     assert len(study.place.read_text("rungs.csv").splitlines()) == 3
 
 
 def test_findings_are_finished_only_when_nothing_is_missing(study: Study) -> None:
-    law = _law(study, [])
-    held_out = predict(study, law)
-    findings = Findings("small", "error", "FLOPs", points(study, study.ladder.rungs), law, held_out, ())
+    found = _analysed(study, [])
+    findings = Findings("small", "error", "FLOPs", found, predict(study, found[0].law))
     write_findings(study, findings, 1.0)
     assert finished(study) is None, "the held-out rung was not measured"
     assert study.ladder.held_out is not None
@@ -263,11 +276,11 @@ def test_the_sentence_says_no_more_than_the_band_does() -> None:
     computes = (1e12 * np.geomspace(1, 100, 6)).tolist()
 
     def sentence(errors: list[float], measured: float | None) -> str:
-        law = fit_law(computes, errors)
         point = None if measured is None else Point("x", "x", 1e15, measured, measured, measured)
         held_out = HeldOut("the large one", 1e15, Interval(1.0, 0.9, 1.1), True, point)
         named = tuple(Point(str(c), "x", c, e, e, e) for c, e in zip(computes, errors, strict=True))
-        return Findings("s", "loss (nats)", "FLOPs", named, law, held_out, ()).sentence()
+        found = analyse(named, Analysis(draws=400))
+        return Findings("s", "loss (nats)", "FLOPs", found, held_out).sentence()
 
     falling = [5.0, 4.5, 4.1, 3.7, 3.3, 3.0]
     assert "loss (nats) falls as" in sentence(falling, 1.05)
