@@ -46,7 +46,8 @@ class SearchSettings(Settings):
     reduction_factor: Annotated[Number, Field(gt=1)] = 2.0
     """At each look one in so many goes on, and the next look is after so many times the pairs."""
     grace_share: Annotated[Number, Field(gt=0, lt=1)] = 0.25
-    """Share of the run before the first look; early looks favour low rates, for high ones pay off as the rate falls."""
+    """Share of the run before the first look. By then healthy trials must be below log(batch) nats: collapsed ones stay
+    there from their first steps on. Early looks favour low rates, too, for high ones pay off as the rate falls."""
     judged_by: JudgedBySettings = JudgedBySettings()
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draws."""
