@@ -116,21 +116,21 @@ def bill(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung] = ()) -> Table:
     currency = ladder.rungs[0].job.price.currency if ladder.rungs[0].job.price else ""
     footers = ["", *_cells(total, currency, priced)]
     off = {rung.job.model: formula_error(rung.job.model) for rung in ladder.all}
-    footers.insert(3, f"{max(off.values(), key=abs):+.1%}")
-    heads = ["parameters", "pairs", "FLOPs", "off torch's count", "device h", "money"]
+    footers.insert(0, "")
+    footers.insert(4, f"{max(off.values(), key=abs):+.1%}")
+    heads = ["from pair", "parameters", "pairs", "FLOPs", "off torch's count", "device h", "money"]
     for head, footer in zip(heads, footers, strict=False):
         table.add_column(head, footer=footer, justify="right", no_wrap=True)
     for rung in ladder.all:
         start = ladder.start(rung)
         said = [rung.full_name, *(["(held out)"] if rung is ladder.held_out else [])]
-        said += [f"(branches off at {shown(start)})"] if start else []
         cells = _cells(need_of(ladder, [rung]), currency, priced)
         cells.insert(2, f"{off[rung.job.model]:+.1%}")
-        table.add_row(" ".join(said), shown(parameters(rung.job.model)), *cells)
+        table.add_row(" ".join(said), shown(start), shown(parameters(rung.job.model)), *cells)
     if search is not None and job.search is not None:
         name = f"search: {job.search.trials} trials of {', '.join(rung.full_name for rung in searched)}, at most"
         cells = _cells(search, currency, priced)
-        table.add_row(name, "", *cells[:2], "", *cells[2:])
+        table.add_row(name, "", "", *cells[:2], "", *cells[2:])
     return table
 
 

@@ -48,7 +48,7 @@ def test_without_a_floor_in_truth_the_form_with_one_falls_back_to_the_line() -> 
 
 
 @pytest.mark.parametrize(
-    ("form", "rungs", "floor", "tables"), [("power", 8, 0.0, 500), ("power_with_floor", 10, 0.5, 100)]
+    ("form", "rungs", "floor", "tables"), [("power", 8, 0.0, 500), ("power_with_floor", 10, 0.5, 500)]
 )
 def test_coverage_of_the_bands(form: Form, rungs: int, floor: float, tables: int) -> None:
     """Of 500 tables of known a, b and noise the 95 % bands hold the truth in 92 to 98 % (of 100: in 88 or more)."""
@@ -58,7 +58,13 @@ def test_coverage_of_the_bands(form: Form, rungs: int, floor: float, tables: int
     truth = floor + a * beyond**b
     covered = np.zeros(3)
     for seed in range(tables):
-        law = fit_law(computes.tolist(), table(computes, a, b, floor, noise, seed), form, draws=400, seed=seed)
+        law = fit_law(
+            computes.tolist(),
+            table(computes, a, b, floor, noise, seed),
+            form,
+            draws=400 if form == "power" else 200,
+            seed=seed,
+        )
         measured = truth * math.exp(noise * np.random.default_rng(10_000 + seed).standard_normal())
         low, high = law.band([beyond])
         covered += [law.prediction(beyond).covers(measured), low[0] <= truth <= high[0], law.b.covers(b)]

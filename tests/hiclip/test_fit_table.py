@@ -1,0 +1,139 @@
+"""Tables that somebody else has measured: read strictly, fitted by the same laws, told in the same result.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hiclip.scale import main
+from hiclip.scaling.measured_table import TableError, read_table
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def law_rows(share: float = 1.0, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"compute": compute, "error": 5 * (compute / share / 1e10) ** -0.12, **more}
+        for compute in (1e10, 5e10, 2e11, 1e12, 8e12)
+    ]
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_compute_and_error_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "runs.csv", law_rows())
+    assert command("--fit-only", str(table), "--unit", "GMAC", "--error", "error on ImageNet") == 0
+    said = capsys.readouterr().out
+    out = tmp_path / "runs-law"
+    assert said.splitlines()[-1] == f"result: {out}/result.json"
+    result = json.loads((out / "result.json").read_text())
+    assert result["law"]["b"] == pytest.approx(-0.12, rel=1e-6)
+    assert result["law"]["a"] == pytest.approx(5 * 1e10**0.12, rel=1e-6)
+    assert result["compute_unit"] == "GMAC"
+    assert result["methods"]["law"]["size_law"] == {
+        "refused": "the table does not say how many pairs each run has seen"
+    }
+    assert "The error on ImageNet falls as" in result["sentence"]
+    assert result["sentence"] in said
+    for name in ("law.png", "residuals.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 1000
+    assert "GMAC" in (out / "report.html").read_text()
+    assert (out / "rungs.csv").read_text() == table.read_text()
+
+
+def test_methods_are_compared_and_sizes_answered(tmp_path: Path) -> None:
+    rows = []
+    for method, share in (("hiclip", 0.6), ("clip", 1.0)):
+        for size in (1e6, 4e6, 1.6e7):
+            for seen in (1e6, 8e6, 6.4e7):
+                error = 0.4 + 0.5 * (share * 1e6 / size) ** 0.35 + 0.8 * (share * 1e6 / seen) ** 0.28
+                own = {"parameters": size, "seen": seen, "compute": 6 * size * seen, "model": f"N {size:.0f}"}
+                rows.append({"method": method, **own, "error": error})
+    out = tmp_path / "answers"
+    table = write(tmp_path / "runs.csv", rows)
+    assert (
+        command(
+            "--fit-only", str(table), "--form", "power_with_floor", "--selection", "frontier",
+            "--budgets", "1e15", "1e16", "--out", str(out), "--draws", "200",
+        )
+        == 0
+    )  # fmt: skip
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["methods"]) == ["hiclip", "clip"]
+    assert result["methods"]["clip"]["size_law"]["alpha"]["value"] == pytest.approx(0.35, rel=1e-3)
+    assert [best["budget"] for best in result["methods"]["hiclip"]["allocations"]] == [1e15, 1e16]
+    assert len(result["methods"]["clip"]["stands_on"]) < 9, "the frontier is not all"
+    (ratio,) = result["ratios"]
+    assert 0.1 < ratio["ratio"] < 0.9
+    assert {path.name for path in out.glob("*.png")} == {
+        "law.png", "residuals.png", "compute_ratio.png", "iso_flops_hiclip.png", "iso_flops_clip.png",
+    }  # fmt: skip
+
+
+def test_somebody_else_s_table_needs_no_ray_and_no_training(tmp_path: Path) -> None:
+    """In a process of its own: what a user types."""
+    table = write(tmp_path / "runs.csv", law_rows())
+    words = [sys.executable, "-m", "hiclip.scale", "--fit-only", str(table), "--draws", "100"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+
+
+MISTAKES: list[tuple[str, str]] = [
+    ("", "expected the columns compute and error, came nothing"),
+    ("compute,loss\n1,2\n", "expected the columns compute and error, came compute, loss"),
+    ("compute,error\n", "expected a line for each run, came none"),
+    ("compute,error\n1,2\n2,nan\n", "line 3: error: expected a finite number above 0, came nan"),
+    ("compute,error\n1,2\n2,fast\n", "line 3: error: expected a number, came 'fast'"),
+    ("compute,error\n1,2\n2,\n", "line 3: expected a compute and an error, came '2', ''"),
+    ("compute,error\n1,2\n2,-1\n", "line 3: error: expected a finite number above 0, came -1"),
+    ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
+    ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
+    ("compute,error,method\n1,2,a\n9,1,a\n99,.5,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), MISTAKES)
+def test_a_table_that_carries_nothing_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text(content)
+    assert command("--fit-only", str(table)) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert "\n" not in error
+    assert not (tmp_path / "runs-law").exists(), "nothing half-written"
+
+
+def test_no_such_table(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="expected a table"):
+        read_table(str(tmp_path / "none.csv"))
+
+
+def test_a_table_is_read_with_its_names(tmp_path: Path) -> None:
+    rows = [{"compute": 1.0, "error": 0.5, "model": "B/32", "seen": 3e9, "error_low": 0.4, "error_high": 0.6}]
+    (point,) = read_table(str(write(tmp_path / "runs.csv", rows)))
+    assert (point.name, point.group) == ("B/32, 3B pairs", "B/32")
+    assert (point.low, point.high) == (0.4, 0.6)
+    assert np.isclose(point.flops_per_pair or 0, 1 / 3e9)
