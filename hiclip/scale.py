@@ -213,7 +213,7 @@ def _carry_out(study: Study, searched: Sequence[Rung], tracker: Tracker) -> Find
         for wave in ladder.waves:
             failures += _measure(study, wave, tracker, progress)
         laws = _analysed(study, failures)
-        held_out = predict(study, laws[0].law)
+        held_out = predict(study, laws[0])
         if held_out is not None and ladder.held_out is not None:
             said = held_out.predicted
             progress.say(f"{held_out.name}: predicted {said.value:.4g} ({said.low:.4g} to {said.high:.4g}, 95 %)")
@@ -293,7 +293,7 @@ def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
         numbers[f"law_b_{found.method}"] = found.law.b.value
     for ratio in findings.ratios:
         if math.isfinite(ratio.ratio.value):
-            numbers[f"compute_ratio_{ratio.method}_over_{ratio.other}"] = ratio.ratio.value
+            numbers[f"compute_ratio_{ratio.method}_over_{ratio.other}"] = ratio.ratio.value  # the last: at the end
     if held_out is not None:
         numbers["held_out_predicted"] = held_out.predicted.value
         if held_out.point is not None:

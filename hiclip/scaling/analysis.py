@@ -80,18 +80,15 @@ def analyse(points: Sequence[Point], how: Analysis) -> tuple[MethodFindings, ...
 
 
 def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
-    """The first method against each other, at the largest compute that both have reached."""
+    """The first method against each other: in the middle of the computes that both have reached, and at their end."""
     first, *others = found
-    return tuple(
-        compute_ratio(
-            first.law,
-            other.law,
-            min(max(first.law.computes), max(other.law.computes)),
-            first.method,
-            other.method,
-        )
-        for other in others
-    )
+    ratios = []
+    for other in others:
+        least = max(min(first.law.computes), min(other.law.computes))
+        most = min(max(first.law.computes), max(other.law.computes))
+        places = ((least * most) ** 0.5, most) if least < most else (most,)
+        ratios += [compute_ratio(first.law, other.law, at, first.method, other.method) for at in places]
+    return tuple(ratios)
 
 
 def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFindings:

@@ -11,7 +11,6 @@ from hiclip.scaling.analysis import MethodFindings
 from hiclip.scaling.compute_ratio import ComputeRatio
 from hiclip.scaling.law import Interval, Law
 from hiclip.scaling.next_rung import Suggestion
-from hiclip.scaling.optimum import Optimum
 from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure
 from hiclip.scaling.search_trials import Search
@@ -29,6 +28,8 @@ class HeldOut:
     """Whether the prediction was written down before the rung was run."""
     point: Point | None
     """What was measured; None if the rung failed."""
+    by_size: Interval | None = None
+    """What the law of size and pairs predicts; None without one."""
 
     @property
     def covered(self) -> bool | None:
@@ -50,7 +51,8 @@ class Findings:
     """Of the first method."""
     failures: tuple[Failure, ...] = ()
     ratios: tuple[ComputeRatio, ...] = ()
-    """The first method's compute over that of each other, for the same error."""
+    """The first method's compute over that of each other, for the same error: in the middle of what both have reached,
+    where it is known best, and at its end."""
     suggestion: Suggestion | None = None
     """The rung to run next; None where nobody asked."""
     searches: Mapping[str, Search] = field(default_factory=dict)
@@ -107,14 +109,19 @@ class Findings:
 def formula(law: Law) -> str:
     """The fitted law as a formula, written around a compute near the rungs where its factor is readable."""
     power = round(law.centre / math.log(10))
-    floor = f"{law.E.value:.3g} + " if law.form == "power_with_floor" else ""
+    floor = f"{_floor(law.E.value, min(law.errors))} + " if law.form == "power_with_floor" else ""
     return f"{floor}{law.error(10.0**power) - law.E.value:.3g} · (C / 10^{power})^{law.b.value:.3f}"
 
 
 def size_formula(law: SizeLaw) -> str:
     """The law of size and pairs as a formula with rounded numbers."""
-    floor = f"{law.E.value:.3g} + " if law.form == "power_with_floor" else ""
+    floor = f"{_floor(law.E.value, min(law.errors))} + " if law.form == "power_with_floor" else ""
     return f"{floor}{law.A.value:.3g} / N^{law.alpha.value:.3f} + {law.B.value:.3g} / D^{law.beta.value:.3f}"
+
+
+def _floor(floor: float, least: float) -> str:
+    """A floor that is fitted far below all errors is none."""
+    return f"{floor:.3g}" if floor > 1e-4 * least else "0"
 
 
 def law_numbers(law: Law) -> dict[str, Any]:
@@ -166,12 +173,8 @@ def held_out_numbers(held_out: HeldOut) -> dict[str, Any]:
         "measured": None if held_out.point is None else held_out.point.error,
         "covered": held_out.covered,
         "before": held_out.before,
+        "by_size": None if held_out.by_size is None else vars(held_out.by_size),
     }
-
-
-def allocation_sentence(best: Optimum, unit: str) -> str:
-    """The answer to: given this compute, how large a model on how many pairs, and what will it reach?"""
-    return best.sentence(unit)
 
 
 def _verb(b: Interval) -> str:
@@ -186,4 +189,9 @@ def _verdict(held_out: HeldOut) -> str:
     if held_out.point is None:
         return f"'{held_out.name}' was predicted at {band} and failed"
     inside = "inside" if held_out.covered else "outside"
-    return f"'{held_out.name}' was predicted at {band} and measured {held_out.point.error:.3g}, {inside} the band"
+    said = f"'{held_out.name}' was predicted at {band} and measured {held_out.point.error:.3g}, {inside} the band"
+    if held_out.by_size is None:
+        return said
+    other = held_out.by_size
+    inside = "inside" if other.covers(held_out.point.error) else "outside"
+    return f"{said}; by size and pairs at {other.value:.3g} ({other.low:.3g} to {other.high:.3g}), {inside}"

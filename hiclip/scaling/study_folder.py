@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiclip.evaluation.sets import SetSettings
+from hiclip.scaling.analysis import MethodFindings
 from hiclip.scaling.findings import Findings, HeldOut, held_out_numbers, law_numbers
 from hiclip.scaling.ladder import Ladder, Rung
-from hiclip.scaling.law import Interval, Law
+from hiclip.scaling.law import Interval
 from hiclip.scaling.pictures import pictures
 from hiclip.scaling.points import Point, point_of
 from hiclip.scaling.rung_table import Row, digest, plain, question, stored, to_csv, to_parquet
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
+from hiclip.training.cost import parameters
 from pipeline.jobfile import job_fingerprint, resolved_yaml
 from pipeline.storage import Folder, absolute
 
@@ -99,21 +101,29 @@ def finished(study: Study) -> dict[str, Any] | None:
     return result if complete else None
 
 
-def predict(study: Study, law: Law) -> HeldOut | None:
-    """Writes down what the law says of the held-out rung; `before` tells whether that rung was still to be run.
+def predict(study: Study, found: MethodFindings) -> HeldOut | None:
+    """Writes down what the first method's laws say of the held-out rung; `before` tells whether that rung was still to be run.
 
     A prediction that an earlier start of the same study made from the same rungs stands as it is.
     """
     rung = study.ladder.held_out
     if rung is None:
         return None
-    basis = digest(study.key, list(law.computes), list(law.errors))
+    law = found.law
+    basis = digest(study.key, [[point.name, point.compute, point.error] for point in found.points])
     if study.place.exists(PREDICTION):
         earlier = json.loads(study.place.read_text(PREDICTION))
         if earlier["basis"] == basis:
             said = Interval(earlier["predicted"], earlier["low"], earlier["high"])
-            return HeldOut(rung.full_name, rung.compute, said, earlier["before"], None)
-    held_out = HeldOut(rung.full_name, rung.compute, law.prediction(rung.compute), study.row(rung) is None, None)
+            by_size = None if earlier["by_size"] is None else Interval(**earlier["by_size"])
+            return HeldOut(rung.full_name, rung.compute, said, earlier["before"], None, by_size)
+    predicted_by_size = None
+    if found.size_law is not None:
+        job = rung.job
+        unique = job.data.unique_pairs or max(point.unique or 0 for point in found.points)
+        predicted_by_size = found.size_law.prediction(parameters(job.model), job.pairs, unique or None)
+    before = study.row(rung) is None
+    held_out = HeldOut(rung.full_name, rung.compute, law.prediction(rung.compute), before, None, predicted_by_size)
     predicted = {key: value for key, value in held_out_numbers(held_out).items() if key not in ("measured", "covered")}
     content = predicted | {"rung": rung.id, "basis": basis, "law": law_numbers(law)}
     study.place.write_text(PREDICTION, json.dumps(content, indent=1) + "\n")

@@ -98,6 +98,8 @@ def _figures(findings: Findings) -> str:
     if held_out is None:
         return figures(boxes)
     boxes.append((f"{held_out.predicted.value:.3g}", f"predicted for {held_out.name}, {_band(held_out.predicted)}"))
+    if held_out.by_size is not None:
+        boxes.append((f"{held_out.by_size.value:.3g}", f"predicted by size and pairs, {_band(held_out.by_size)}"))
     kind, value, what = _measured_box(held_out)
     return figures([*boxes, (value, what)], [*[""] * len(boxes), kind])
 

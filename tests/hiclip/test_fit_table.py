@@ -83,8 +83,9 @@ def test_methods_are_compared_and_sizes_answered(tmp_path: Path) -> None:
     assert result["methods"]["clip"]["size_law"]["alpha"]["value"] == pytest.approx(0.35, rel=1e-3)
     assert [best["budget"] for best in result["methods"]["hiclip"]["allocations"]] == [1e15, 1e16]
     assert len(result["methods"]["clip"]["stands_on"]) < 9, "the frontier is not all"
-    (ratio,) = result["ratios"]
-    assert 0.1 < ratio["ratio"] < 0.9
+    middle, end = result["ratios"]
+    assert middle["compute"] < end["compute"]
+    assert 0.1 < middle["ratio"] < 0.9
     assert {path.name for path in out.glob("*.png")} == {
         "law.png", "residuals.png", "compute_ratio.png", "iso_flops_hiclip.png", "iso_flops_clip.png",
     }  # fmt: skip

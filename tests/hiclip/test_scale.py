@@ -18,10 +18,10 @@ from small_dataset import small_dataset
 from small_run import small_job
 
 from hiclip.scale import _analysed, main
-from hiclip.scaling.analysis import Analysis, analyse
+from hiclip.scaling.analysis import Analysis, MethodFindings, analyse
 from hiclip.scaling.findings import Findings, HeldOut
 from hiclip.scaling.ladder import Rung, read_ladder
-from hiclip.scaling.law import Interval, Law, LawError, fit_law
+from hiclip.scaling.law import Interval, LawError, fit_law
 from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
@@ -210,8 +210,8 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
     )
 
 
-def _law(study: Study) -> Law:
-    return _analysed(study, [])[0].law
+def _found(study: Study) -> MethodFindings:
+    return _analysed(study, [])[0]
 
 
 @pytest.fixture
@@ -227,15 +227,15 @@ def study(place: Path, tmp_path: Path) -> Study:
 def test_a_prediction_stands_once_it_is_made(study: Study) -> None:
     held_out = study.ladder.held_out
     assert held_out is not None
-    law = _law(study)
-    predicted = predict(study, law)
+    found = _found(study)
+    predicted = predict(study, found)
     assert predicted is not None
     assert predicted.before
     assert predicted.predicted.value == pytest.approx(5 * (held_out.compute / 1e6) ** -0.1)
     store(study.place, measured(study, held_out, 1.0))
-    assert predict(study, law) == predicted, "the same rungs: as it was written before"
+    assert predict(study, found) == predicted, "the same rungs: as it was written before"
     store(study.place, measured(study, study.ladder.rungs[0], 9.0))
-    late = predict(study, _law(study))
+    late = predict(study, _found(study))
     assert late is not None
     assert not late.before
 
@@ -261,7 +261,7 @@ def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:
 
 def test_findings_are_finished_only_when_nothing_is_missing(study: Study) -> None:
     found = _analysed(study, [])
-    findings = Findings("small", "error", "FLOPs", found, predict(study, found[0].law))
+    findings = Findings("small", "error", "FLOPs", found, predict(study, found[0]))
     write_findings(study, findings, 1.0)
     assert finished(study) is None, "the held-out rung was not measured"
     assert study.ladder.held_out is not None
@@ -289,3 +289,69 @@ def test_the_sentence_says_no_more_than_the_band_does() -> None:
     assert "and failed" in sentence(falling, None)
     assert "not yet told apart from standing still" in sentence([5.0, 4.0, 5.2, 4.1, 5.1, 4.2], 1.0)
     assert "does not fall with compute" in sentence(falling[::-1], 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_methods_are_searched_each_and_compared(
+    ray_session: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "study", tmp_path / "scale.yaml"
+    job = content(
+        place,
+        out,
+        methods={"hiclip": {}, "clip": {"model.image_hierarchy": False, "model.text_hierarchy": False}},
+        ladder={"axes": {"model.width": [64], "schedule.pairs": [16, 32, 64]}, "cooldown_share": 0.25},
+        held_out=None,
+        search={"learning_rate": [1e-4, 1e-2], "trials": 2, "scheduler": "none", "seed": 1},
+        budget_flops=1e12,
+    )
+    assert command(job, file) == 0
+    said = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["methods"]) == list(result["search"]) == ["hiclip", "clip"]
+
+    # Every rung of a method was trained with what was best for that method's smallest rung.
+    for method in ("hiclip", "clip"):
+        search = json.loads((out / "methods" / method / "search.json").read_text())
+        assert len(search["trials"]) == 2
+        best = min(search["trials"], key=lambda trial: trial["error"])
+        rates = {row["learning_rate"] for row in result["rungs"] if row["method"] == method}
+        assert rates == {best["learning_rate"]} == {result["search"][method]["learning_rate"]}
+    assert (out / "methods" / "clip" / "search.png").exists()
+    assert {row["method"] for row in result["rungs"]} == {"hiclip", "clip"}
+    assert [row["taken_over"] for row in result["rungs"]] == [8, 24, 0] * 2
+
+    # The first method is compared with the other, and everything that was trained is paid for once.
+    assert {(ratio["method"], ratio["other"]) for ratio in result["ratios"]} == {("hiclip", "clip")}
+    assert (out / "compute_ratio.png").exists()
+    spent = {name.stem: json.loads(name.read_text())["flops"] for name in (out / "spent").glob("*.json")}
+    assert len(spent) == 6 + 4
+    assert sum(spent.values()) <= 1e12
+    page = (out / "report.html").read_text()
+    assert "<h2>Law of clip</h2>" in page
+    assert "<h2>Search</h2>" in page
+    assert "search: best of 2" in said
+
+    stamps = {name: name.stat().st_mtime_ns for name in out.glob("**/*.json")}
+    assert command(job, file) == 0
+    assert f"{out} is finished" in capsys.readouterr().out
+    assert {name: name.stat().st_mtime_ns for name in out.glob("**/*.json")} == stamps
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_a_budget_that_runs_out_ends_in_what_could_be_measured(
+    ray_session: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours are known by the clock alone: rungs that come too late are told of, and the laws do without them."""
+    price = {"device": "core", "peak_tflops": 1e6, "per_hour": 2.0}
+    job = content(place, tmp_path / "study", budget_hours=1.0)
+    job["base"]["overrides"] = {"price": price}
+    spent = tmp_path / "study" / "spent"
+    spent.mkdir(parents=True)
+    (spent / "of-yesterday.json").write_text('{"flops": 0, "device_s": 3599.9}')
+    assert command(job, tmp_path / "scale.yaml") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "at least 3 rungs, came 0 (3 failed: " in error
+    assert "the budget is spent, 1 of 1 device-hours; it was not trained further" in error
+    total = sum(json.loads(name.read_text())["device_s"] for name in spent.glob("*.json"))
+    assert total < 3600 + 30

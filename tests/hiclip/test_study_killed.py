@@ -1,0 +1,109 @@
+"""A study on a trunk that is killed twice ends with the table of one that was not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_checkpoint import small_openmoji
+from small_dataset import small_dataset
+from small_run import small_job
+
+from hiclip.scale import main
+from pipeline.jobfile import resolved_yaml
+
+TIMES = {"seconds", "pairs_per_s", "trial_s", "checkpoint"}
+"""Columns of the table that a second run of the same study need not repeat."""
+
+
+def content(place: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "killed-scale",
+        "out": str(out),
+        "ray": {"num_cpus": 2},
+        "base": {"job": str(place / "pretrain.yaml")},
+        "ladder": {"axes": {"model.width": [64], "schedule.pairs": [32, 64, 160]}, "cooldown_share": 0.25},
+        "held_out": {"model.width": 64, "schedule.pairs": 320},
+        "error": {"set": {"name": "openmoji", "root": str(place / "crawl"), "retrieval_pairs": 20}, "metric": "loss"},
+        "bootstrap": {"draws": 200},
+        "concurrent": 2,
+        **changes,
+    }
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader(io.StringIO((out / "rungs.csv").read_text()))
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def wait_for(what: Callable[[], bool], driver: subprocess.Popen[bytes], timeout_s: float = 150) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert driver.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def kill(driver: subprocess.Popen[bytes]) -> None:
+    """The driver and all that it has started, as a machine that is switched off."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _, left = psutil.wait_procs(children, timeout=10)
+    for process in left:  # Ray's agents, which notice later that they are alone
+        process.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def run(file: Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(file)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_a_study_killed_twice_ends_with_the_same_table(ray_session: None, tmp_path: Path) -> None:
+    small_dataset(tmp_path / "build", pairs=64)
+    small_openmoji(tmp_path / "crawl")
+    (tmp_path / "pretrain.yaml").write_text(resolved_yaml(small_job("nowhere", str(tmp_path / "build"))))
+    out, alone = tmp_path / "killed", tmp_path / "alone"
+    file = tmp_path / "scale.yaml"
+    file.write_text(json.dumps(content(tmp_path, out)))
+
+    def rows() -> int:
+        return sum("." not in name.stem for name in out.glob("rungs/*.json"))
+
+    for least in (1, 2):  # before the branches, and among them or later
+        driver = subprocess.Popen([sys.executable, "-m", "hiclip.scale", str(file)], stdout=subprocess.DEVNULL)
+        wait_for(lambda least=least: rows() >= least, driver)  # type: ignore[misc]
+        kill(driver)
+        assert not (out / "result.json").exists()
+    before = {name: name.read_bytes() for name in out.glob("rungs/*.json")}
+    assert run(file) == 0
+    assert {name: name.read_bytes() for name in before} == before, "what was measured is not measured again"
+
+    file.write_text(json.dumps(content(tmp_path, alone)))
+    assert run(file) == 0
+    assert table(out) == table(alone)
+    assert len(table(out)) == 4
+    one, other = (json.loads((place / "result.json").read_text()) for place in (out, alone))
+    for key in ("law", "methods", "held_out", "ratios", "missing", "next", "study"):
+        assert one[key] == other[key], key
+
+    # The branches took over what they have in common with the longest, and nothing was trained twice.
+    assert [row["taken_over"] for row in table(alone)] == ["24", "48", "0", "120"]
+    spent = [json.loads(name.read_text())["flops"] for name in alone.glob("spent/*.json")]
+    own = [float(row["compute"]) * (1 - int(row["taken_over"]) / int(row["seen"])) for row in table(alone)]
+    assert sum(spent) == pytest.approx(sum(own))
