@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hiclip.scaling.chosen_rungs import Selection, chosen_rungs
 from hiclip.scaling.compute_ratio import ComputeRatio, compute_ratio
 from hiclip.scaling.form_choice import FormChoice, choose_form
-from hiclip.scaling.law import Law, LawError, fit_law
+from hiclip.scaling.law import Law, LawError, check_numbers, fit_law
 from hiclip.scaling.optimum import Optimum, PairCost, compute_optimal, pair_cost
 from hiclip.scaling.points import Point
 from hiclip.scaling.robust_fit import Array, Form
-from hiclip.scaling.selection import Selection, selected
 from hiclip.scaling.size_law import SizeLaw, fit_size_law
 
 
@@ -42,17 +42,14 @@ class MethodFindings:
     points: tuple[Point, ...]
     selected: tuple[int, ...]
     """Places in `points` of those that the law of compute stands on, in its own order."""
+    stands_on: tuple[Point, ...]
+    """These points, where the law has them: see `chosen_rungs`."""
     law: Law
     forms: FormChoice
     size_law: SizeLaw | None
     size_law_refused: str
     """Why there is none."""
     allocations: tuple[Optimum, ...]
-
-    @property
-    def stands_on(self) -> tuple[Point, ...]:
-        """The points of the law of compute."""
-        return tuple(self.points[place] for place in self.selected)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -71,6 +68,8 @@ def analyse(points: Sequence[Point], how: Analysis) -> tuple[MethodFindings, ...
     Raises LawError, which names the method, if its rungs carry no law of compute. A law of size and pairs is left out,
     and it is said why, where they carry none.
     """
+    if not points:
+        raise LawError("a law needs at least 3 rungs, came 0")
     methods = dict.fromkeys(point.method for point in points)
     return tuple(
         # A seed of its own: the runs of two methods have nothing in common; pictures have, see `compute_ratio`.
@@ -94,8 +93,9 @@ def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
 def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFindings:
     computes, errors = [point.compute for point in points], [point.error for point in points]
     try:
-        chosen = selected(computes, errors, how.selection, how.bins)
-        stood = [points[place] for place in chosen]
+        check_numbers(computes, errors)
+        chosen = chosen_rungs(computes, errors, how.selection, how.bins)
+        stood = [replace(points[one.place], compute=one.compute) for one in chosen]
         law = fit_law(
             [point.compute for point in stood],
             [point.error for point in stood],
@@ -110,7 +110,8 @@ def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFin
     return MethodFindings(
         method,
         tuple(points),
-        tuple(chosen),
+        tuple(one.place for one in chosen),
+        tuple(stood),
         law,
         choose_form(law.computes, law.errors),
         size_law,

@@ -11,10 +11,10 @@ from typing import get_args
 from rich.console import Console
 
 from hiclip.scaling.analysis import Analysis, analyse, compare
+from hiclip.scaling.chosen_rungs import Selection
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.measured_table import read_table
 from hiclip.scaling.robust_fit import Form
-from hiclip.scaling.selection import Selection
 from hiclip.scaling.study_folder import TABLE, write_result
 from hiclip.scaling.study_view import answers, findings_table
 from pipeline.jobfile import InputError

@@ -282,7 +282,7 @@ def _check_carries_a_law(job: ScaleJob, rungs: Sequence[Rung]) -> None:
     computes = sorted({float(f"{rung.compute:.9g}") for rung in rungs})
     try:
         check_computes(computes, job.form)
-        if job.selection == "bins":
+        if job.selection.startswith("bin"):
             check_computes(computes[: job.bins], job.form)
     except LawError as error:
         raise LawError(f"ladder: {error}") from None

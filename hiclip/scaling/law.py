@@ -197,11 +197,16 @@ def picture_moves(picture_draws: Array, logs: Array, slopes: Array) -> tuple[Arr
 
 def check_rungs(computes: Sequence[float], errors: Sequence[float], form: Form) -> None:
     """Raises LawError unless `form` can be fitted to these rungs."""
+    check_numbers(computes, errors)
+    check_computes(computes, form)
+
+
+def check_numbers(computes: Sequence[float], errors: Sequence[float]) -> None:
+    """Raises LawError unless all are finite and above 0."""
     for what, values in (("compute", computes), ("error", errors)):
         for number, value in enumerate(values, 1):
             if not (math.isfinite(value) and value > 0):
                 raise LawError(f"rung {number}: expected a finite {what} above 0, came {value}")
-    check_computes(computes, form)
 
 
 def check_computes(computes: Sequence[float], form: Form) -> None:

@@ -12,9 +12,9 @@ from hiclip.evaluation.bootstrap import FloatArray
 from hiclip.evaluation.measure import METRICS
 from hiclip.evaluation.result import LOWER_IS_BETTER, UNITS
 from hiclip.evaluation.sets import SetSettings
+from hiclip.scaling.chosen_rungs import Selection
 from hiclip.scaling.robust_fit import Form
 from hiclip.scaling.search_settings import SearchSettings
-from hiclip.scaling.selection import Selection
 from pipeline.jobfile import Job, Number, Settings
 
 Measured = TypeVar("Measured", float, FloatArray)
@@ -118,8 +118,8 @@ class ScaleJob(Job):
     form: Form = "power"
     """power: error = a·C^b; power_with_floor: error = E + a·C^b."""
     selection: Selection = "all"
-    """The rungs that the law of compute stands on: all; frontier, those that no other beats with no more compute; or
-    bins, the best of each of `bins` equal parts of log compute."""
+    """The rungs that the law of compute stands on: all; frontier, those that no other beats with no more compute; bins,
+    the best of each of `bins` equal parts of log compute; bin_middles, these at the middles of their parts."""
     bins: Annotated[int, Field(ge=2)] = 5
     """Parts of log compute, for `selection: bins`."""
     budgets: tuple[Annotated[Number, Field(gt=0)], ...] = ()

@@ -21,12 +21,12 @@ from hiclip.scaling.analysis import MethodFindings
 from hiclip.scaling.findings import Findings, HeldOut, held_out_numbers, law_numbers
 from hiclip.scaling.ladder import Ladder, Rung
 from hiclip.scaling.law import Interval
-from hiclip.scaling.pictures import pictures
 from hiclip.scaling.points import Point, point_of
 from hiclip.scaling.rung_table import Row, digest, plain, question, stored, to_csv, to_parquet
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
+from hiclip.scaling.study_pictures import pictures
 from hiclip.training.cost import parameters
 from pipeline.jobfile import job_fingerprint, resolved_yaml
 from pipeline.storage import Folder, absolute
@@ -102,7 +102,7 @@ def finished(study: Study) -> dict[str, Any] | None:
 
 
 def predict(study: Study, found: MethodFindings) -> HeldOut | None:
-    """Writes down what the first method's laws say of the held-out rung; `before` tells whether that rung was still to be run.
+    """Writes down what the first method's laws say of the held-out rung; `before`: whether that was still to be run.
 
     A prediction that an earlier start of the same study made from the same rungs stands as it is.
     """

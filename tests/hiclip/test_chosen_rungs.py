@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hiclip.scaling.selection import selected
+from hiclip.scaling.chosen_rungs import Selection, chosen_rungs
+
+
+def selected(computes: list[float], errors: list[float], selection: Selection, bins: int = 5) -> list[int]:
+    found = chosen_rungs(computes, errors, selection, bins)
+    assert [one.compute for one in found] == [computes[one.place] for one in found], "where they are"
+    return [one.place for one in found]
 
 
 def test_all_are_all_in_their_order() -> None:
@@ -39,3 +45,10 @@ def test_bins_are_equal_parts_of_log_compute() -> None:
     errors = [6.0, 7.0, 5.0, 4.0, 3.0, 3.5]
     assert selected(computes, errors, "bins", 3) == [0, 3, 4]
     assert selected([5.0, 5.0], [2.0, 1.0], "bins", 3) == [1]
+
+
+def test_bin_middles_are_the_middles_of_bins_that_end_beyond_the_last() -> None:
+    computes, errors = [1.0, 50.0, 10**1.9], [3.0, 1.0, 2.0]
+    found = chosen_rungs(computes, errors, "bin_middles", 2)
+    assert [one.place for one in found] == [0, 1]
+    assert np.allclose([one.compute for one in found], [10**0.5, 10**1.5])
