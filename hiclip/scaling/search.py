@@ -240,7 +240,7 @@ def _attempt(plan: _Plan, trial: Rung, report: Callable[[Curve], None]) -> float
     finally:
         meter.note()
     measured = _error(plan.study, job, run) if judged_by.at_end == "error" else {}
-    store(plan.study.place, plan.tried(trial, "measured", losses.points, run.seen, losses.loss, **measured))
+    store(plan.place, plan.tried(trial, "measured", losses.points, run.seen, losses.loss, **measured))
     return losses.loss
 
 

@@ -22,6 +22,7 @@ from pipeline.storage import Folder
 
 _FOLDER = "spent"
 _EVERY_S = 2.0
+_START_S = 30.0  # that a trial may take until its first step, where no other has shown it
 
 
 class BudgetSpentError(EndedEarlyError):
@@ -35,6 +36,8 @@ class Spent(Settings):
     """Training FLOPs, of every attempt."""
     device_s: float = 0.0
     """Seconds of every attempt from its start to its end, times its devices."""
+    start_s: float = 0.0
+    """Seconds that the newest attempt took until its first step was done; 0: it has done none."""
 
 
 def spent(place: Folder) -> dict[str, Spent]:
@@ -78,18 +81,24 @@ class Meter:
         self._before = _read(self._place, f"{name}.json")
         self._began = self._looked_at = time.monotonic()
         self._flops, self._slowest_s = 0.0, 0.0
-        self._others = self._look()
-        self._check(0.0)
+        self._others, self._start_s = self._look(), 0.0
+        known = [one.start_s for one in (*self._others.values(), self._before)]
+        self._check(max(known, default=0.0) or _START_S)
 
     @property
     def now(self) -> Spent:
         """Of this trial, its earlier attempts included."""
         seconds = time.monotonic() - self._began
-        return Spent(flops=self._before.flops + self._flops, device_s=self._before.device_s + seconds * self._devices)
+        return Spent(
+            flops=self._before.flops + self._flops,
+            device_s=self._before.device_s + seconds * self._devices,
+            start_s=self._start_s or self._before.start_s,
+        )
 
     def on_row(self, row: StepRow) -> None:
         """Takes a step that was done. BudgetSpentError if the budget does not allow another, and there is one."""
         self._flops += self._step_flops
+        self._start_s = self._start_s or time.monotonic() - self._began
         self._slowest_s = max(self._slowest_s, row.seconds)
         if self._over or time.monotonic() - self._looked_at >= _EVERY_S:
             self.note()
@@ -110,7 +119,7 @@ class Meter:
         return {name: one for name, one in spent(self._study).items() if name != self._name}
 
     def _check(self, unseen_s: float) -> None:
-        """`unseen_s`: how long others may have been spending since they were looked at."""
+        """`unseen_s`: how long this trial and others may spend before somebody looks again."""
         known = self._others | {self._name: self.now}
         others = self._purse.concurrent - 1
         if self._over and self._step_flops * (1 + others) > self._purse.flops_left(known):

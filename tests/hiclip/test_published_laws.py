@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hiclip.scale import main
+from hiclip.scaling.chosen_rungs import chosen_rungs
 from hiclip.scaling.law import Law, fit_law
 from hiclip.scaling.measured_table import read_table
-from hiclip.scaling.selection import selected
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LAWS = {"imagenet": (5.86, -0.111), "coco_image_retrieval": (2.75, -0.079)}
@@ -69,13 +71,25 @@ def test_our_selection_of_the_best_run_of_each_bin_says_nearly_the_same(name: st
     """Ours keeps the compute of the run that it chose, where the study takes the middle of the run's bin: at most 0.45
     points off what the study printed for ImageNet, 0.52 for COCO."""
     computes, errors = measured(name)
-    chosen = selected(computes, errors, "bins", 5)
-    law = fit_law([computes[place] for place in chosen], [errors[place] for place in chosen])
+    chosen = chosen_rungs(computes, errors, "bins", 5)
+    law = fit_law([one.compute for one in chosen], [errors[one.place] for one in chosen])
     a, b = LAWS[name]
     assert law.a.covers(a)
     assert law.b.covers(b)
     file = f"laion_{name}_predicted.csv"
     np.testing.assert_allclose(right(law, column(file, "compute")), column(file, "percent_right"), rtol=0, atol=0.6)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_fit_only_gives_the_published_exponents(name: str, tmp_path: Path) -> None:
+    """As typed: `--fit-only TABLE.csv --selection bin_middles`."""
+    words = ["--fit-only", str(GOLDEN / f"laion_{name}.csv"), "--selection", "bin_middles", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--unit", "GMAC", "--draws", "200"])
+    assert ended.value.code == 0
+    law = json.loads((tmp_path / "result.json").read_text())["law"]
+    assert (round(law["a"], 2), round(law["b"], 3)) == LAWS[name]
+    assert law["low"] < law["b"] < law["high"]
 
 
 @pytest.mark.parametrize("name", LAWS)

@@ -300,7 +300,7 @@ def test_methods_are_searched_each_and_compared(
         place,
         out,
         methods={"hiclip": {}, "clip": {"model.image_hierarchy": False, "model.text_hierarchy": False}},
-        ladder={"axes": {"model.width": [64], "schedule.pairs": [16, 32, 64]}, "cooldown_share": 0.25},
+        ladder={"axes": {"model.width": [64], "schedule.pairs": [32, 64, 128]}, "cooldown_share": 0.25},
         held_out=None,
         search={"learning_rate": [1e-4, 1e-2], "trials": 2, "scheduler": "none", "seed": 1},
         budget_flops=1e12,
@@ -319,7 +319,7 @@ def test_methods_are_searched_each_and_compared(
         assert rates == {best["learning_rate"]} == {result["search"][method]["learning_rate"]}
     assert (out / "methods" / "clip" / "search.png").exists()
     assert {row["method"] for row in result["rungs"]} == {"hiclip", "clip"}
-    assert [row["taken_over"] for row in result["rungs"]] == [8, 24, 0] * 2
+    assert [row["taken_over"] for row in result["rungs"]] == [24, 48, 0] * 2
 
     # The first method is compared with the other, and everything that was trained is paid for once.
     assert {(ratio["method"], ratio["other"]) for ratio in result["ratios"]} == {("hiclip", "clip")}

@@ -65,7 +65,7 @@ def test_what_is_not_planned_lives_on_what_is_left(place: Folder) -> None:
 
 
 def test_hours_are_by_the_clock_and_of_all_attempts(place: Folder) -> None:
-    place.child("spent").make().write_text("b.json", Spent(flops=0, device_s=3595).model_dump_json())
+    place.child("spent").make().write_text("b.json", Spent(flops=0, device_s=3595, start_s=1).model_dump_json())
     hour = Budget(device_hours=1.0)
     assert train(Meter(place, "a", JOB, Purse(hour, {}, concurrent=1))) == JOB.steps
     with pytest.raises(BudgetSpentError, match="of 1 device-hours"):
