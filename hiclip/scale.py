@@ -28,7 +28,7 @@ from hiclip.scaling.analysis import Analysis, MethodFindings, analyse, compare
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.fit_table import FIT_ONLY, fit_table
 from hiclip.scaling.ladder import Ladder, Rung, candidates, read_ladder, searched_rungs
-from hiclip.scaling.law import Law, LawError
+from hiclip.scaling.law import LawError
 from hiclip.scaling.next_rung import Suggestion, most_informative
 from hiclip.scaling.rung_table import Failure, Row, store, store_failure
 from hiclip.scaling.scale_job import ScaleJob
@@ -227,7 +227,7 @@ def _carry_out(study: Study, searched: Sequence[Rung], tracker: Tracker) -> Find
         held_out,
         tuple(failures),
         compare(laws),
-        _suggested(study, laws[0].law),
+        _suggested(study, laws[0]),
         found,
     )
     write_findings(study, findings, time.monotonic() - began)
@@ -277,12 +277,13 @@ def _analysed(study: Study, failures: Sequence[Failure]) -> tuple[MethodFindings
         raise LawError(f"{error}{f' ({len(failures)} failed: {reasons})' if failures else ''}") from None
 
 
-def _suggested(study: Study, law: Law) -> Suggestion:
+def _suggested(study: Study, found: MethodFindings) -> Suggestion:
     """The rung to run next: within what is left of the budget, or without one for as much as the study took."""
+    law, groups = found.law, {point.group for point in found.stands_on}
     ladder, budget = study.ladder, study.purse.budget.flops
     left = ladder.compute if budget is None else budget - sum(one.flops for one in spent(study.place).values())
     target = ladder.held_out.compute if ladder.held_out is not None else 10 * max(law.computes)
-    return most_informative(law, candidates(ladder), target, left)
+    return most_informative(law, candidates(ladder, groups), target, left)
 
 
 def _record(tracker: Tracker, study: Study, findings: Findings) -> None:

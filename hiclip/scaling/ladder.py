@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -149,10 +150,13 @@ class Ladder:
         return None if longest is rung else longest
 
 
-def candidates(ladder: Ladder) -> list[Candidate]:
-    """Rungs that could be run next: each model of the first method's rungs on as many pairs as the smallest rung, twice
-    as many, and so on to four times the largest; those that were not run yet. Without a trunk to go on from."""
-    rungs = ladder.of(ladder.methods[0])
+def candidates(ladder: Ladder, groups: Collection[str]) -> list[Candidate]:
+    """Rungs that could be run next: each model of these `groups` of the first method on as many pairs as the smallest
+    rung, twice as many, and so on to four times the largest; those that were not run yet. Without a trunk to go on
+    from, and not on a dataset that is smaller than another's."""
+    rungs = [rung for rung in ladder.of(ladder.methods[0]) if rung.group in groups]
+    most_unique = max(rung.job.data.unique_pairs or math.inf for rung in rungs)
+    rungs = [rung for rung in rungs if (rung.job.data.unique_pairs or math.inf) == most_unique]
     least, most = min(rung.job.pairs for rung in rungs), 4 * max(rung.job.pairs for rung in ladder.all)
     found: dict[tuple[str, int], Candidate] = {}
     known = {(rung.group, rung.job.pairs) for rung in ladder.all}

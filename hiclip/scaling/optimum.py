@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from hiclip.scaling.robust_fit import Array
 from hiclip.scaling.size_law import SizeLaw
 
 _GRID = 400
-_BEYOND = 10.0  # times the measured sizes that are searched on both sides
+_SMALLER, _LARGER = 2.0, 4.0  # times beyond the measured sizes that are searched, the latter more for larger budgets
 _STEP = 1.5  # of compute, on both sides of a budget, over which the frontier's exponent is taken
 
 
@@ -63,10 +63,18 @@ class Optimum:
     """U that it was computed for; None: every pair is new."""
     outside: str
     """In words, what of it lies beyond the measured rungs; empty if nothing does."""
+    end: Literal["", "smallest", "largest"] = ""
+    """Whether the law would choose the smallest or largest size that it was asked about: it shows no best one."""
 
     def sentence(self, unit: str, what: str = "parameters") -> str:
         """The answer in words. `unit`: of compute; `what`: of N."""
         size, pairs, error = self.size, self.pairs, self.error
+        if self.end:
+            why = {"smallest": "size is not shown to help", "largest": "size is not shown to cost"}[self.end]
+            return (
+                f"With {self.budget:.3g} {unit}: no best size; the law would choose the {self.end} that it was asked "
+                f"about, {short(size.value)} {what}, for {why} at this compute"
+            )
         passes = ""
         if self.unique is not None and pairs.value > self.unique:
             passes = f" ({pairs.value / self.unique:.1f} passes over {short(self.unique)})"
@@ -80,7 +88,7 @@ class Optimum:
     def numbers(self) -> dict[str, Any]:
         """As plain data for result.json."""
         named = {"size": self.size, "pairs": self.pairs, "error": self.error, "exponent": self.exponent}
-        own = {"budget": self.budget, "unique": self.unique, "outside": self.outside}
+        own = {"budget": self.budget, "unique": self.unique, "outside": self.outside, "end": self.end}
         return own | {name: vars(one) for name, one in named.items()}
 
 
@@ -103,6 +111,7 @@ def compute_optimal(
         exponent,
         unique,
         _outside(law, fit, pairs),
+        _end(fit, _asked(law, cost, budget)),
     )
 
 
@@ -119,7 +128,7 @@ def _frontier(
     law: SizeLaw, cost: Callable[[Array], Array], budget: float, unique: float | None
 ) -> tuple[float, Array, float, Array]:
     """Best N of the fit and (draws,) of the draws, and the errors there."""
-    sizes = np.geomspace(min(law.sizes) / _BEYOND, max(law.sizes) * _BEYOND, _GRID)
+    sizes = _asked(law, cost, budget)
     pairs = budget / cost(sizes)
     fit, drawn = law.errors_at(sizes, pairs, unique)[None], law.drawn(sizes, pairs, unique)
     (best,), (least,) = _lowest(np.log(sizes), np.log(fit))
@@ -128,6 +137,19 @@ def _frontier(
     chosen = np.exp(np.array([best]))
     errors = law.drawn(chosen, budget / cost(chosen), unique)[:, 0]
     return float(np.exp(best)), np.exp(many), float(np.exp(least)), errors
+
+
+def _asked(law: SizeLaw, cost: Callable[[Array], Array], budget: float) -> Array:
+    """(G,) sizes among which the best is looked for: with ten times the compute, up to ten times as large."""
+    spent = np.array(law.pairs) * cost(np.array(law.sizes))
+    larger = max(_LARGER, budget / float(spent.max()))
+    return np.geomspace(min(law.sizes) / _SMALLER, max(law.sizes) * larger, _GRID)
+
+
+def _end(size: float, asked: Array) -> Literal["", "smallest", "largest"]:
+    if size < asked[1]:
+        return "smallest"
+    return "largest" if size > asked[-2] else ""
 
 
 def _lowest(x: Array, curves: Array) -> tuple[Array, Array]:

@@ -108,6 +108,14 @@ def test_the_best_use_of_compute_is_the_closed_form_of_hoffmann() -> None:
     assert "times the largest that was measured" in far.sentence("FLOPs")
 
 
+def test_a_law_without_a_best_size_says_so() -> None:
+    pairs_alone = fitted(np.asarray(E + B * (PAIRS / 1e6) ** -BETA + 1e-9 * SIZES**-0.1))
+    best = compute_optimal(pairs_alone, lambda sizes: 6 * sizes, 6 * 8e6 * 4e7)
+    assert best.end == "smallest"
+    assert "no best size; the law would choose the smallest that it was asked about, 500k" in best.sentence("FLOPs")
+    assert best.numbers()["end"] == "smallest"
+
+
 def test_bands_of_the_best_use_hold_it() -> None:
     """The size that the true law would choose lies in the interval, in at least 34 of 40 tables."""
     budget = 6 * 8e6 * 4e7
