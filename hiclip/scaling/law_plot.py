@@ -16,6 +16,7 @@ from hiclip.scaling.plot_style import (
     MARKS,
     METHODS,
     PAPER,
+    SOFT,
     dress,
     legend_below,
     log_ticks_across,
@@ -34,8 +35,14 @@ def law_png(findings: Findings) -> bytes:
     for number, found in enumerate(findings.methods):
         _draw_law(axes, found, METHODS[number % len(METHODS)], _furthest(findings, found))
         _draw_points(axes, found, groups, METHODS[number % len(METHODS)] if len(findings.methods) > 1 else None)
+    several = len(findings.methods) > 1
+    for number, group in enumerate(groups):
+        colour = SOFT if several else GROUPS[number % len(GROUPS)]  # of all methods, whose colours are their laws'
+        axes.scatter([], [], s=48, color=colour, marker=MARKS[number % len(MARKS)], label=group)
     if findings.held_out is not None:
         _draw_held_out(axes, findings.held_out)
+    if any(len(found.selected) < len(found.points) for found in findings.methods):
+        axes.scatter([], [], s=48, facecolor=PAPER, edgecolor=INK, label="hollow: the law does not stand on it")
     log_ticks_across(axes)
     log_ticks_up(axes)
     dress(axes, _title(findings), f"training compute C ({findings.compute_unit})", findings.what)
@@ -88,8 +95,6 @@ def _draw_points(axes: Axes, found: MethodFindings, groups: Sequence[str], colou
             linewidth=1.1,
             zorder=4,
         )
-        name = group if not found.method or group == found.method else f"{found.method}: {group}"
-        axes.scatter([], [], s=48, color=own, marker=mark, label=name)
 
 
 def _draw_held_out(axes: Axes, held_out: HeldOut) -> None:
@@ -105,13 +110,13 @@ def _draw_held_out(axes: Axes, held_out: HeldOut) -> None:
         markeredgewidth=1.8,
         color=HELD_OUT,
         capsize=5,
-        label=f"predicted: {held_out.name}, 95 %",
+        label="held out: predicted, with 95 %",
         zorder=5,
     )
     measured: Point | None = held_out.point
     if measured is not None:
         axes.scatter(
-            held_out.compute, measured.error, s=58, color=HELD_OUT, edgecolor=INK, label="measured after that", zorder=6
+            held_out.compute, measured.error, s=58, color=HELD_OUT, edgecolor=INK, label="held out: measured", zorder=6
         )
 
 

@@ -17,6 +17,7 @@ GROUPS = ("#33658a", "#e0a458", "#8d5a97", "#86a873", "#b4503e", "#5a6a72", "#1d
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HELD_OUT = "#b4503e"
 _DPI = 160
+_ACROSS, _SIGN = 132, 6  # letters of a legend from side to side, and what stands for the sign before each name
 
 
 def new_figure(width: float = 8.6, height: float = 5.4) -> Figure:
@@ -66,9 +67,10 @@ def log_ticks_across(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """The legend outside of the data, below."""
+    """The legend outside of the data, below, in fewer columns where names are long."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = min(columns, max(1, _ACROSS // (_SIGN + max(map(len, labels)))))
         figure.legend(
             handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK
         )

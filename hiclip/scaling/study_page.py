@@ -69,7 +69,7 @@ def _method_parts(findings: Findings, found: MethodFindings, pictures: Mapping[s
         f"{', counted by what repeated pairs are worth' if law.repeat is not None else ''}. Given so much compute for "
         "one run, the model and the pairs that the law would choose:</p>\n"
     )
-    what = "parameters" if _has_parameters(found) else "compute of a pair"
+    what = "parameters" if _has_parameters(found) else f"{findings.compute_unit} a pair"
     said = [f"<li>{text(best.sentence(findings.compute_unit, what))}.</li>" for best in found.allocations]
     yield f"<ul>{''.join(said)}</ul>\n"
     yield _picture(f"iso_flops{f'_{found.method}' if found.method else ''}.png", pictures)

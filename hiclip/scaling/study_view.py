@@ -87,7 +87,11 @@ def answers(findings: Findings) -> list[str]:
         whose = f"{found.method}: " if found.method else ""
         if found.size_law is None:
             said.append(f"{whose}no law of size and pairs: {found.size_law_refused}")
-        what = "parameters" if all(point.parameters is not None for point in found.points) else "compute of a pair"
+        what = (
+            "parameters"
+            if all(point.parameters is not None for point in found.points)
+            else f"{findings.compute_unit} a pair"
+        )
         said += [f"{whose}{best.sentence(findings.compute_unit, what)}" for best in found.allocations]
     if findings.suggestion is not None:
         said.append(findings.suggestion.sentence(findings.compute_unit))
