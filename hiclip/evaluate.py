@@ -88,6 +88,9 @@ def _show(job: EvaluateJob, outcome: Outcome) -> None:
         console.print(f"average of the eleven sets: {average}", markup=False)
     for name, why in outcome.missing.items():
         console.print(f"missing   {name}: {why}", markup=False)
+    for name, count in outcome.broken.items():
+        again = "to ask again once they can be read, choose another out"
+        console.print(f"broken    {name}: {count:,} pictures could not be read, scored as wrong; {again}", markup=False)
     if outcome.tree:
         console.print(f"the tree that the model finds in a caption\n\n{outcome.tree}\n", markup=False)
     columns = outcome.columns

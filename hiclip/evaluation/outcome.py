@@ -35,6 +35,8 @@ class Outcome(Settings):
     """Name of each set and its fingerprint."""
     missing: dict[str, str] = Field(default_factory=dict)
     """Sets that the job names and that are not there: name -> what was looked for."""
+    broken: dict[str, int] = Field(default_factory=dict)
+    """Sets some of whose pictures could not be read or decoded, and how many: they count as wrong."""
     results: list[Result]
     subgroups: dict[str, list[SubgroupResult]]
     """Subgroup by subgroup, for each set."""

@@ -119,6 +119,7 @@ def _outcome(
             **({"segments": asked.outlines_key} if asked.outlines else {}),
         },
         missing=asked.missing,
+        broken={one.set: one.seen.broken for one in measured if one.seen is not None and one.seen.broken},
         results=[result for one in measured for result in one.results]
         + [result for head in heads for result in head.results]
         + hierarchies.results,

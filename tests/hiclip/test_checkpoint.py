@@ -14,8 +14,10 @@ from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import (
     CheckpointError,
     TrainState,
+    adopt_checkpoint,
     begin_checkpoint,
     checkpoint_name,
+    checkpoints,
     complete_checkpoint,
     load_towers,
     newest_checkpoint,
@@ -113,6 +115,27 @@ def test_pruning_keeps_the_newest(tmp_path: Path, towers: TwoTowers) -> None:
     prune_checkpoints(str(tmp_path), keep=2)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == [f"seen-{seen:012d}" for seen in (24, 32, 40)], "a torn newer one may still be being written"
+
+
+def test_pruning_leaves_what_others_may_start_from(tmp_path: Path, towers: TwoTowers) -> None:
+    for seen in (8, 16, 24, 32):
+        write(tmp_path, seen, towers)
+    prune_checkpoints(str(tmp_path), keep=1, stays=lambda seen: seen == 16)
+    assert list(checkpoints(str(tmp_path))) == [16, 32]
+
+
+def test_an_adopted_checkpoint_is_that_of_the_run_which_adopts_it(tmp_path: Path, towers: TwoTowers) -> None:
+    found = write(tmp_path / "one", 16, towers).root
+    adopted = adopt_checkpoint(found, str(tmp_path / "other"), "f" * 64, "name: other\n")
+    assert newest_checkpoint(str(tmp_path / "other")) == adopted
+    before, after = read_checkpoint(found), read_checkpoint(adopted)
+    assert after.state == before.state.model_copy(update={"job_fingerprint": "f" * 64, "mlflow_run_id": None})
+    assert after.place.read_text("job.yaml") == "name: other\n"
+    assert all(after.weights()[name].equal(tensor) for name, tensor in before.weights().items())
+    Path(found, "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match="was not finished"):
+        adopt_checkpoint(found, str(tmp_path / "third"), "f" * 64, "")
+    assert newest_checkpoint(str(tmp_path / "third")) is None
 
 
 def test_a_read_only_folder_is_one_clear_error(tmp_path: Path, towers: TwoTowers) -> None:

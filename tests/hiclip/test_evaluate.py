@@ -367,6 +367,7 @@ def test_pictures_that_cannot_be_read_are_wrong_to_the_end_of_the_page(place: Pa
     outcome = evaluate(ask(job), map_here, folder(job.out).make())
     found = {one.metric: one.value for one in outcome.results}
     assert (found["top5"], found["rsum"], found["error_distance"]) == (0.0, 0.0, 3.0)
+    assert outcome.broken == {"openmoji": len(rows)}
     assert len(outcome.pictures) == 2, "the training pair's caption and picture, and none of the set's"
     page = folder(job.out).read_text(outcome.report)
     assert f"{len(rows)} of {len(rows)} pictures cannot be read" in page

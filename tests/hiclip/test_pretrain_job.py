@@ -73,6 +73,11 @@ PRICE = {"device": "X", "peak_tflops": 100, "utilization": 0.5, "per_hour": 2}
             "compiled: expected false with activation_checkpointing true",
         ),
         ({"checkpoints": {"every_pairs": 0}}, "checkpoints.every_pairs"),
+        ({"checkpoints": {"at": [0]}}, "checkpoints.at.0: expected at least 1, came 0"),
+        (
+            {"data": {"dataset": [{"path": "a"}, {"path": "b"}], "unique_pairs": 8}},
+            "data.unique_pairs: expected null with 2 datasets, came 8",
+        ),
         ({"optimizer": {"lr": 1}}, "optimizer.lr: no such key"),
     ],
 )

@@ -234,6 +234,20 @@ def test_a_batch_holds_normalised_tensors(dataset: str) -> None:
     assert float(batch.images["crop"][5, 0, 3, 4]) == pytest.approx(red, abs=1e-5)
 
 
+def test_fewer_unique_pairs_are_the_first_of_the_dataset_over_and_over(dataset: str) -> None:
+    """And those of fewer are among those of more, whatever the order that they come in."""
+    shown = {}
+    for unique in (25, 50, None):
+        plan = plan_stream(dataset, 25, 5, 7, Views(("crop",), ("caption",)), 16, 12, unique_pairs=unique)
+        rows = np.concatenate([plan.pairs_of_rank(step, 0, 1)[1] for step in range(6)])
+        shown[unique] = sorted(rows.tolist())
+    assert shown[25] == sorted(list(range(25)) * 6)
+    assert shown[50] == sorted(list(range(50)) * 3)
+    assert shown[None] == list(range(PAIRS))
+    with pytest.raises(DatasetError, match=r"expected at least 151 pairs \(data.unique_pairs\), has 150"):
+        plan_stream(dataset, 25, 5, 7, Views(("crop",), ("caption",)), 16, 12, unique_pairs=151)
+
+
 def test_a_reader_keeps_the_groups_of_a_window_and_no_more(dataset: str) -> None:
     reader = StepReader(plan_of(dataset, 10))
     kept = []
