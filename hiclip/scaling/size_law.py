@@ -24,6 +24,7 @@ from hiclip.scaling.size_fit import Runs, SizeCurves, fit_sizes, free_of, parame
 
 LEAST_RANGE = 2.0
 """Largest N over smallest, and D likewise, below which an exponent is only noise."""
+LEAST_DIFFERENT = 3
 _MOST_ALIKE = 0.97
 """Correlation of log N and log D above which the two cannot be told apart."""
 _LEAST_REPEATING = 3
@@ -214,6 +215,12 @@ def check_size_rungs(
     least = parameters_of(form, repeats) + 2
     if len(errors) < least:
         raise LawError(f"a law of size and pairs of the form {form} needs at least {least} rungs, came {len(errors)}")
+    different = len(set(sizes)), len(set(pairs))
+    if min(different) < LEAST_DIFFERENT:
+        raise LawError(
+            f"a law of size and pairs needs at least {LEAST_DIFFERENT} different sizes and numbers of pairs, or "
+            f"nothing shows whether it bends as it should; came {different[0]} and {different[1]}"
+        )
     for what, values in (("sizes", sizes), ("pairs", pairs)):
         span = max(values) / min(values)
         if span < LEAST_RANGE:

@@ -159,8 +159,9 @@ def test_the_cost_of_a_pair_is_a_line_in_logs() -> None:
 
 REFUSALS = [
     (SIZES[:6], PAIRS[:6], "needs at least 7 rungs, came 6"),
-    (SIZES[:4].repeat(2), np.tile(PAIRS[:4], 2), "sizes span a factor 1.00"),
-    (SIZES[::4].repeat(2), PAIRS[::4].repeat(2), "pairs span a factor 1.00"),
+    (SIZES[:8], PAIRS[:8], "needs at least 3 different sizes and numbers of pairs, .* came 2 and 4"),
+    (SIZES[::4].repeat(2), PAIRS[::4].repeat(2), "came 4 and 1"),
+    (1e6 * SIZES**0.01, PAIRS, "sizes span a factor 1.03"),
     (SIZES[::4].repeat(2), PAIRS[:4].repeat(2), r"go together \(correlation 1.000\)"),
     (SIZES[:8], [np.nan, *PAIRS[1:8]], "rung 1: expected a finite number of pairs above 0, came nan"),
 ]
