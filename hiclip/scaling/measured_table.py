@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from hiclip.scaling.points import Point
+from hiclip.scaling.scale_job import METHOD_NAME
 from pipeline.jobfile import InputError
 
 _NUMBERS = ("compute", "error", "parameters", "seen", "unique", "error_low", "error_high")
@@ -52,6 +54,10 @@ def _point(where: str, line: Mapping[str | None, str | None]) -> Point:
     if compute is None or error is None:
         raise TableError(
             f"{where}: expected a compute and an error, came {line.get('compute')!r}, {line.get('error')!r}"
+        )
+    if words["method"] and not re.match(METHOD_NAME, words["method"]):
+        raise TableError(
+            f"{where}: method: expected letters, digits, _ . + - (it names files), came {words['method']!r}"
         )
     low, high = numbers["error_low"], numbers["error_high"]
     model = words["model"]

@@ -23,6 +23,10 @@ Changes = dict[str, Any]
 """Dotted keys of a pretrain job and their values, as on a command line."""
 
 
+METHOD_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+"""A method's name is part of files' names."""
+
+
 class BaseSettings(Settings):
     """The pretrain job that every rung is a variant of."""
 
@@ -108,7 +112,7 @@ class ScaleJob(Job):
 
     base: BaseSettings
     ladder: LadderSettings
-    methods: dict[Annotated[str, Field(min_length=1)], Changes] = Field(default_factory=dict)
+    methods: dict[Annotated[str, Field(pattern=METHOD_NAME)], Changes] = Field(default_factory=dict)
     """Methods that are compared, each by the keys that make it: every rung is trained with each and each has a law of
     its own. The first is the one that the others are compared with: `{hiclip: {}, clip: {model.image_hierarchy: false,
     model.text_hierarchy: false}}`. Empty: the base job's alone."""

@@ -183,14 +183,14 @@ def _rung_table(findings: Findings) -> str:
     ]
     rows = []
     for found in findings.methods:
-        fitted = {point.name: (own, alone) for point, own, alone in residual_rows(found.law, found.stands_on)}
+        fitted = dict(zip(found.selected, residual_rows(found.law, found.stands_on), strict=True))
         for place, point in enumerate(found.points):
             name = f"{found.method}: {point.name}" if found.method else point.name
             cells = [name, f"{point.compute:.4g}", f"{point.error:.4g}", f"{point.low:.4g} to {point.high:.4g}"]
             if place not in found.selected:
                 rows.append([*cells, f"{found.law.error(point.compute):.4g}", "", "not stood on"])
                 continue
-            own, alone = fitted[point.name]
+            _, own, alone = fitted[place]
             rows.append([*cells, f"{own:.4g}", f"{alone:.4g}", f"{alone / point.error - 1:+.1%}"])
     held_out = findings.held_out
     if held_out is None or held_out.point is None:

@@ -108,6 +108,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("compute,error\n1,2\n2,fast\n", "line 3: error: expected a number, came 'fast'"),
     ("compute,error\n1,2\n2,\n", "line 3: expected a compute and an error, came '2', ''"),
     ("compute,error\n1,2\n2,-1\n", "line 3: error: expected a finite number above 0, came -1"),
+    (
+        "compute,error,method\n1,2,../x\n",
+        "line 2: method: expected letters, digits, _ . + - (it names files), came '../x'",
+    ),
     ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
     ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
     ("compute,error,method\n1,2,a\n9,1,a\n99,.5,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),

@@ -15,7 +15,8 @@ from hiclip.scaling.ray_sweep import trial_resources
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.study_bill import bill, check_budget
 from hiclip.training.cost import train_flops
-from pipeline.jobfile import InputError, make_job, resolved_yaml
+from hiclip.training.counted_flops import formula_error
+from pipeline.jobfile import InputError, make_job, read_job, resolved_yaml
 
 PRICE = {"device": "H100", "peak_tflops": 1e-6, "utilization": 0.5, "per_hour": 3.0}
 AXES = {"axes": {"model.width": [64, 128], "schedule.pairs": [64, 128]}}
@@ -126,6 +127,12 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"error": {"set": {"name": "openmoji", "root": "x"}, "metric": "typical_rnak"}}, "did you mean 'typical_rank'"),
     ({"error": {"set": {"name": "openmoji", "root": "x"}, "metric": "rsum"}}, "rsum is in points and has no error"),
     ({"bootstrap": {"draws": 10}}, "bootstrap.draws"),
+    ({"methods": {"../x": {}}}, "methods"),
+    ({"methods": {"one": {}, "two": {}}}, "methods: one and two train the same run for 'width 64, pairs 64'"),
+    (
+        {"methods": {"one": {"model.width": 64}, "two": {}}},
+        "ladder rung 3 of one: model.width: is 128 here and 64 in methods.one; say it in one place",
+    ),
     ({"concurent": 2}, "concurent: no such key; did you mean 'concurrent'"),
 ]
 
@@ -154,3 +161,11 @@ def test_more_device_hours_than_the_budget_are_refused(tmp_path: Path) -> None:
             check_budget(job, read_ladder(job))
     with pytest.raises(InputError, match=r"budget_money: .* has no price"):
         check_budget(study(tmp_path, budget_money=1e9), read_ladder(study(tmp_path)))
+
+
+@pytest.mark.parametrize("file", ["jobs/walk/scale.yaml", "jobs/walk/scale_long.yaml", "jobs/scale_study.yaml"])
+def test_torch_counts_what_the_formula_says_of_every_rung(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    models = {rung.job.model for rung in read_ladder(read_job(file, [], ScaleJob)).all}
+    assert len(models) >= 4
+    assert max(abs(formula_error(model)) for model in models) < 0.02
