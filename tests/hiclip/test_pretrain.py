@@ -72,7 +72,7 @@ def test_a_driver_stopped_killed_and_run_again_gives_the_undisturbed_run(
     ray_session: None, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    job = small_job(str(out), str(dataset), schedule={"pairs": 8 * 400}, checkpoints={"every_pairs": 8 * 20})
+    job = small_job(str(out), str(dataset), schedule={"pairs": 8 * 240}, checkpoints={"every_pairs": 8 * 20})
     file, errors = tmp_path / "job.yaml", tmp_path / "errors.txt"
     file.write_text(resolved_yaml(job))
     words = [sys.executable, "-m", "hiclip.pretrain", str(file)]
@@ -105,16 +105,16 @@ def test_a_driver_stopped_killed_and_run_again_gives_the_undisturbed_run(
     assert losses_of(str(out)) == undisturbed(job, tmp_path / "reference")
 
     result = json.loads((out / "result.json").read_text())
-    assert (result["seen"], result["steps"]) == (3200, 400)
+    assert (result["seen"], result["steps"]) == (1920, 240)
     assert result["losses"] == [list(pair) for pair in losses_of(str(out))]
     assert result["loss"] == result["losses"][-1][1] < result["losses"][0][1]
-    assert result["checkpoint"].endswith("checkpoints/seen-000000003200")
+    assert result["checkpoint"].endswith("checkpoints/seen-000000001920")
     assert result["pairs_per_s"] > 0
     assert 0 < result["loader_wait_share"] < 1
     assert result["mlflow_run_id"] == (out / "mlflow_run_id").read_text().strip()
 
     assert command(job, tmp_path) == 0
-    assert "is finished: 3,200 pairs seen" in capsys.readouterr().out
+    assert "is finished: 1,920 pairs seen" in capsys.readouterr().out
 
 
 def test_a_lost_worker_sends_all_back_to_the_newest_checkpoint(

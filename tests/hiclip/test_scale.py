@@ -17,7 +17,7 @@ from small_checkpoint import small_openmoji
 from small_dataset import small_dataset
 from small_run import small_job
 
-from hiclip.scale import _analysed, main
+from hiclip.scale import _analysed, main, measure_rung
 from hiclip.scaling.analysis import Analysis, MethodFindings, analyse
 from hiclip.scaling.findings import Findings, HeldOut
 from hiclip.scaling.ladder import Rung, read_ladder
@@ -25,7 +25,7 @@ from hiclip.scaling.law import Interval, LawError, fit_law
 from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
-from hiclip.scaling.spending import Purse
+from hiclip.scaling.spending import BudgetSpentError, Purse
 from hiclip.scaling.study_bill import Budget
 from hiclip.scaling.study_folder import Study, finished, open_study, predict, write_findings
 from pipeline.jobfile import make_job, resolved_yaml
@@ -338,20 +338,10 @@ def test_methods_are_searched_each_and_compared(
     assert {name: name.stat().st_mtime_ns for name in out.glob("**/*.json")} == stamps
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
-def test_a_budget_that_runs_out_ends_in_what_could_be_measured(
-    ray_session: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Hours are known by the clock alone: rungs that come too late are told of, and the laws do without them."""
-    price = {"device": "core", "peak_tflops": 1e6, "per_hour": 2.0}
-    job = content(place, tmp_path / "study", budget_hours=1.0)
-    job["base"]["overrides"] = {"price": price}
-    spent = tmp_path / "study" / "spent"
-    spent.mkdir(parents=True)
-    (spent / "of-yesterday.json").write_text('{"flops": 0, "device_s": 3599.9}')
-    assert command(job, tmp_path / "scale.yaml") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "at least 3 rungs, came 0 (3 failed: " in error
-    assert "the budget is spent, 1 of 1 device-hours; it was not trained further" in error
-    total = sum(json.loads(name.read_text())["device_s"] for name in spent.glob("*.json"))
-    assert total < 3600 + 30
+def test_a_rung_for_which_no_budget_is_left_is_told_of_before_it_trains(study: Study) -> None:
+    rung = study.ladder.rungs[0]
+    spent = replace(study, purse=Purse(Budget(device_hours=1.0), {}, 1))
+    study.place.write_text("spent/of-yesterday.json", '{"flops": 0, "device_s": 3599.9}')
+    with pytest.raises(BudgetSpentError, match="the budget is spent, 1 of 1 device-hours; it was not trained further"):
+        measure_rung(spent, {rung.id: rung.job}, None, rung)
+    assert not (study.place.exists(f"rungs/{rung.id}/job.yaml")), "nothing was begun"

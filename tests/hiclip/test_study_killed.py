@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+import ray
 from small_checkpoint import small_openmoji
 from small_dataset import small_dataset
 from small_run import small_job
@@ -55,17 +54,6 @@ def wait_for(what: Callable[[], bool], driver: subprocess.Popen[bytes], timeout_
         time.sleep(0.1)
 
 
-def kill(driver: subprocess.Popen[bytes]) -> None:
-    """The driver and all that it has started, as a machine that is switched off."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    _, left = psutil.wait_procs(children, timeout=10)
-    for process in left:  # Ray's agents, which notice later that they are alone
-        process.kill()
-    psutil.wait_procs(left, timeout=10)
-
-
 def run(file: Path) -> int:
     with pytest.raises(SystemExit) as ended:
         main([str(file)])
@@ -82,13 +70,17 @@ def test_a_study_killed_twice_ends_with_the_same_table(ray_session: None, tmp_pa
     file = tmp_path / "scale.yaml"
     file.write_text(json.dumps(content(tmp_path, out)))
 
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
     def rows() -> int:
         return sum("." not in name.stem for name in out.glob("rungs/*.json"))
 
     for least in (1, 2):  # before the branches, and among them or later
-        driver = subprocess.Popen([sys.executable, "-m", "hiclip.scale", str(file)], stdout=subprocess.DEVNULL)
+        words = [sys.executable, "-m", "hiclip.scale", str(file)]
+        driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
         wait_for(lambda least=least: rows() >= least, driver)  # type: ignore[misc]
-        kill(driver)
+        driver.kill()  # Ray ends the trials of a driver that is gone
+        driver.wait()
         assert not (out / "result.json").exists()
     before = {name: name.read_bytes() for name in out.glob("rungs/*.json")}
     assert run(file) == 0

@@ -1,10 +1,9 @@
-"""A run on a cluster of two nodes loses one of them, is warned before and stopped after, and ends as if nothing had
-happened: the same pairs in every step, and the same losses but for the order of sums.
+"""A run on a cluster of two nodes is warned, loses one of them, and ends as if nothing had happened: the same pairs in
+every step, and the same losses but for the order of sums.
 """
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from hiclip.training.this_process import run_here
 from pipeline.jobfile import resolved_yaml
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = 40
-"""Steps between two checkpoints."""
+STEPS, EVERY = 320, 40
+"""Of the run, and between two checkpoints."""
 
 
 @pytest.fixture
@@ -33,13 +32,13 @@ def cluster(tmp_path: Path) -> Iterator[TwoNodes]:
         yield nodes
 
 
-def test_a_warned_lost_and_stopped_run_is_the_undisturbed_one(cluster: TwoNodes, tmp_path: Path) -> None:
+def test_a_run_that_is_warned_and_loses_a_node_is_the_undisturbed_one(cluster: TwoNodes, tmp_path: Path) -> None:
     small_dataset(tmp_path / "data", pairs=64, px=32)
     out = tmp_path / "run"
     job = small_job(
         str(out),
         str(tmp_path / "data"),
-        schedule={"pairs": 8 * 500},
+        schedule={"pairs": 8 * STEPS},
         engine={"name": "deepspeed"},
         workers={"count": 2, "least": 1, "cpus": 1, "restarts": 2},
         loader={"cpus_per_task": 0},
@@ -72,15 +71,9 @@ def test_a_warned_lost_and_stopped_run_is_the_undisturbed_one(cluster: TwoNodes,
         _warn(cluster)
         wait_for(lambda: any(step % EVERY for step in saved()))
         cluster.node.lose()
-        before = saved()[-1]
-        wait_for(lambda: saved()[-1] > before)
-        driver.send_signal(signal.SIGTERM)
-        assert driver.wait(60) == 143, said.read_text()
-        assert said.read_text().splitlines()[-1].startswith("hiclip.pretrain: stopped after a checkpoint in ")
         assert not (out / "result.json").exists()
-        stopped = saved()[-1]
-        driver = start()
-        assert driver.wait(180) == 0, said.read_text()
+        lost = saved()[-1]
+        assert driver.wait(240) == 0, said.read_text()
     finally:
         driver.kill()
         driver.wait()
@@ -89,9 +82,9 @@ def test_a_warned_lost_and_stopped_run_is_the_undisturbed_one(cluster: TwoNodes,
     workers = [row.workers for row in rows]
     assert workers == sorted(workers, reverse=True), "two, then one"
     assert set(workers) == {1, 2}
-    assert stopped < 500
+    assert lost < STEPS
     undisturbed: list[StepRow] = []
-    whole = small_job(str(tmp_path / "whole"), str(tmp_path / "data"), schedule={"pairs": 8 * 500})
+    whole = small_job(str(tmp_path / "whole"), str(tmp_path / "data"), schedule={"pairs": 8 * STEPS})
     stream = stream_plan(whole)
     run_here(whole, RunPlace(whole.out, stream.fingerprint, None), stream, undisturbed.append)
     assert [(row.seen, row.pairs_digest) for row in rows] == [(row.seen, row.pairs_digest) for row in undisturbed]
