@@ -95,8 +95,8 @@ def choose_form(computes: Sequence[float], errors: Sequence[float]) -> FormChoic
 def _aicc(noise: float, rungs: int, parameters: int) -> tuple[float, float]:
     """(AICc, log likelihood); LawError if the rungs are too few for the correction. `noise` has n-p below it."""
     fitted = parameters + 1  # the noise is fitted as well
-    if rungs - fitted - 1 < 1:
-        raise LawError(f"AICc of this form needs at least {fitted + 2} rungs, came {rungs}")
+    if rungs - fitted - 1 < 2:  # with one the correction is larger than anything that it corrects
+        raise LawError(f"AICc of this form needs at least {fitted + 3} rungs, came {rungs}")
     variance = max(noise, _LEAST_NOISE) ** 2 * (rungs - parameters) / rungs
     log_likelihood = -rungs / 2 * (math.log(2 * math.pi * variance) + 1)
     return -2 * log_likelihood + 2 * fitted + 2 * fitted * (fitted + 1) / (rungs - fitted - 1), log_likelihood

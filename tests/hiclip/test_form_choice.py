@@ -35,7 +35,7 @@ def test_a_line_is_seldom_taken_for_a_floor() -> None:
 def test_what_cannot_be_compared_is_told_with_its_reason() -> None:
     choice = choose_form(COMPUTES[::3].tolist(), table(0.8, 0.005)[::3])
     assert choice.refused == {
-        "power": "AICc of this form needs at least 5 rungs, came 4",
+        "power": "AICc of this form needs at least 6 rungs, came 4",
         "power_with_floor": "the form power_with_floor needs at least 5 rungs, came 4",
     }
     assert choice.preferred is None
