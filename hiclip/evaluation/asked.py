@@ -92,6 +92,12 @@ class Asked:
         job = self.job
         return _digest(_REVISION, self.model.weights, job.seed, job.draws, job.precision, job.centre_crop, repr(asked))
 
+    @property
+    def hierarchy_questions(self) -> dict[str, str]:
+        """Fingerprints of the given trees and of the pictures with masks, which hold for every model."""
+        given: dict[str, Sequence[object]] = {"parsing": self.trees, "segments": self.outlines}
+        return {name: _digest(name, repr(asked)) for name, asked in given.items() if asked}
+
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
         return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)

@@ -115,8 +115,7 @@ def _outcome(
             **{content.name: content.fingerprint for content in asked.contents},
             **{probe_name(test): test.fingerprint for _, test in asked.probed},
             **{head.label: head.fingerprint for head in asked.heads},
-            **({"parsing": asked.hierarchy_key(asked.trees)} if asked.trees else {}),
-            **({"segments": asked.hierarchy_key(asked.outlines)} if asked.outlines else {}),
+            **asked.hierarchy_questions,
         },
         missing=asked.missing,
         results=[result for one in measured for result in one.results]

@@ -235,6 +235,7 @@ def test_differences_in_words(numbers: tuple[float, float, float], unit: str, ex
 def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
     """What an evaluation writes is what a comparison reads; two checkpoints of one model, untrained alike."""
     small_openmoji(tmp_path / "crawl")
+    (tmp_path / "trees.txt").write_text("( ( a cat ) ( on ( a mat ) ) )\n( ( two dogs ) run )\n")
     with bucket("compared") as address:
         for seed in (3, 4):
             checkpoint = small_checkpoint(tmp_path / f"run{seed}", "gone", "0" * 64, seed=seed)
@@ -245,13 +246,20 @@ def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
                 "checkpoint": str(checkpoint),
                 "sets": [{"name": "openmoji", "root": str(tmp_path / "crawl"), "retrieval_pairs": 20}],
                 "baselines": {"pixel_neighbours": None},
-                "hierarchy": None,
+                "hierarchy": {
+                    "training_pairs": 0,
+                    "set_pictures": 0,
+                    "trees": {"path": str(tmp_path / "trees.txt")},
+                },
                 "draws": 100,
             }
             job = make_job(content, EvaluateJob, "small job")
             evaluate(ask(job), map_here, folder(job.out))
         comparison = compare(read_runs([f"{address}/3", f"{address}/4"]), draws=100)
-    known = {line.metric: line.differences[1] for line in comparison.lines}
+    parsed = {line.metric: line.differences[1] for line in comparison.lines if line.set == "parsing"}
+    assert set(parsed) >= {"parse_f1"}
+    assert set(parsed.values()) == {NOT_STORED}, "the same trees are the same questions, whatever the weights"
+    known = {line.metric: line.differences[1] for line in comparison.lines if line.set == "openmoji"}
     paired = {metric for metric, one in known.items() if isinstance(one, Difference)}
     assert paired == {*zero_shot.METRICS[: zero_shot.FLAT], *retrieval.METRICS} - {"loss"}
     assert {one for metric, one in known.items() if metric not in paired} == {NOT_STORED}
