@@ -35,6 +35,7 @@ from hiclip.evaluation.compare_page import compare_page
 from hiclip.evaluation.compare_tables import comparison_markdown, difference_text
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.outcome import Outcome
+from hiclip.evaluation.published_rows import chosen_rows
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.run_evaluation import evaluate
@@ -285,6 +286,23 @@ def test_the_average_of_eleven_needs_eleven() -> None:
     assert eleven_sets(results).by_convention == pytest.approx(expected)
     fewer = eleven_sets([one for one in results if one.set not in ("dtd", "sun397")])
     assert (fewer.there, fewer.top1, fewer.by_convention, str(fewer)) == (9, None, None, "9 of 11 sets")
+
+
+def test_the_published_average_of_eleven_stands_beside_measured_ones(tmp_path: Path) -> None:
+    for name, signal in (("weak", 0.6), ("strong", 3.0)):
+        small_evaluation(tmp_path / name, [small_set(one) for one in ELEVEN], signal)
+    comparison, _ = _compared(tmp_path / "weak", tmp_path / "strong")
+    weak, strong = (100 * (eleven_sets(run.outcome.results).top1 or 0) for run in comparison.runs)
+    rows = chosen_rows("ViT-B/32", "YFCC15M-V2")
+    (row,) = re.findall("<tr><td>eleven_sets, top-1</td>.*?</tr>", compare_page(comparison, rows))
+    cells = re.findall(">([^<>]+)</td>", row)
+    assert cells[1:3] == [f"{weak:.1f}", f"{strong:.1f}"]
+    assert {"31.8", "41.8", "44.6"} <= set(cells[3:]), "of CLIP, HiCLIP and HiDeCLIP"
+    assert "| eleven_sets, top-1 |" in comparison_markdown(comparison, rows)
+    for name in ("a", "b"):
+        small_evaluation(tmp_path / name, [small_set(one) for one in ELEVEN[:3]], 1.0)
+    some, _ = _compared(tmp_path / "a", tmp_path / "b")
+    assert "eleven_sets, top-1" not in compare_page(some, rows), "no run has the average"
 
 
 def test_tables_of_one_evaluation(tmp_path: Path) -> None:
