@@ -95,7 +95,9 @@ class Asked:
     @property
     def hierarchy_questions(self) -> dict[str, str]:
         """Fingerprints of the given trees and of the pictures with masks, which hold for every model."""
-        given: dict[str, Sequence[object]] = {"parsing": self.trees, "segments": self.outlines}
+        masks = self.job.hierarchy and self.job.hierarchy.masks
+        segments = [masks.void, *self.outlines] if masks else []
+        given: dict[str, Sequence[object]] = {"parsing": self.trees, "segments": segments}
         return {name: _digest(name, repr(asked)) for name, asked in given.items() if asked}
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:

@@ -147,7 +147,8 @@ def measure_hierarchies(asked: Asked, embedder: Embedder, map_blocks: MapBlocks,
     if asked.outlines:
         assert job.hierarchy is not None
         assert job.hierarchy.masks is not None
-        masks, key = job.hierarchy.masks, asked.hierarchy_key(asked.outlines)
+        masks = job.hierarchy.masks
+        key = asked.hierarchy_key([masks, *asked.outlines])  # the same names may be other pictures elsewhere
         grouped = _once(
             out, "sets/segments", key, Grouped,
             lambda: group_agreement(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def _write(place: Path) -> None:
 def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> None:
     _write(tmp_path)
     small_checkpoint(tmp_path / "run", "nowhere", "0" * 64)
-    content = {
+    content: dict[str, Any] = {
         "name": "segments", "out": str(tmp_path / "out"), "checkpoint": str(tmp_path / "run"), "draws": 100, "batch": 2,
         "baselines": {"pixel_neighbours": None},
         "hierarchy": {"training_pairs": 0, "set_pictures": 0,
@@ -100,6 +101,15 @@ def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> Non
     assert found["group_ari"].chance == 0.0
     assert "4 pictures, 1 more left out" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/hierarchy/segments.png").read_bytes().startswith(b"\x89PNG")
+
+    # The same masks read otherwise are other numbers, not those that were remembered.
+    masks = content["hierarchy"]["masks"]
+    other = make_job(
+        {**content, "hierarchy": {**content["hierarchy"], "masks": {**masks, "void": 1}}}, EvaluateJob, "t"
+    )
+    assert ask(other).hierarchy_questions != ask(job).hierarchy_questions
+    with pytest.raises(DatasetError, match="expected masks of two segments or more"):
+        evaluate(ask(other), map_here, folder(job.out))
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
