@@ -103,6 +103,15 @@ class Asked:
         how = (job.seed, job.draws, job.batch, job.precision, job.centre_crop)
         return _digest(_REVISION, self.model.weights, *how, *given)
 
+    @property
+    def hierarchy_questions(self) -> dict[str, str]:
+        """Fingerprints of the given trees and of the pictures with masks, which hold for every model."""
+        masks = self.job.hierarchy and self.job.hierarchy.masks
+        segments = [masks.void, *self.outlines] if masks else []
+        trees = [(tree.words, sorted(tree.spans)) for tree in self.trees]
+        given: dict[str, Sequence[object]] = {"parsing": trees, "segments": segments}
+        return {name: _digest(name, repr(asked)) for name, asked in given.items() if asked}
+
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
         return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)

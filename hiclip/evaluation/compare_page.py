@@ -15,6 +15,7 @@ from hiclip.evaluation.compare_tables import (
     difference_text,
     explained,
     printed,
+    published_columns,
     remarks,
     shown_columns,
     source_text,
@@ -237,10 +238,11 @@ def _lane(result: Result, unit: str, place: int, y: float, at: _Scale) -> Iterat
 
 
 def _published(comparison: Comparison, published: Sequence[PublishedRow]) -> Iterator[str]:
-    rows = rows_with(published, comparison.columns)
+    known = published_columns(comparison)
+    rows = rows_with(published, known)
     if not rows:
         return
-    columns = shown_columns(rows, comparison.columns)
+    columns = shown_columns(rows, known)
     encoders = dict.fromkeys(row.encoder or "no encoder" for row in rows)
     yield (
         f"<h2>As published <small class=soft>{text(', '.join(encoders))}</small></h2><p>Printed by papers and "
@@ -255,10 +257,14 @@ def _published(comparison: Comparison, published: Sequence[PublishedRow]) -> Ite
         for place, row in enumerate(rows)
     )
     yield f'<div class="panel published"><table><tr><th></th>{head}</tr>'
-    by_column = {(line.set, line.metric): line for line in comparison.lines}
+    measured = {
+        (line.set, line.metric): [number(one.value, one.unit) if one else "–" for one in line.results]
+        for line in comparison.lines
+    }
+    averages = [eleven_sets(run.outcome.results).top1 for run in comparison.runs]
+    measured["eleven_sets", "top1"] = [number(one, "share") for one in averages]
     for name, metric in columns:
-        results = by_column[name, metric].results
-        cells = "".join(f"<td>{number(one.value, one.unit) if one else '–'}</td>" for one in results)
+        cells = "".join(f"<td>{one}</td>" for one in measured[name, metric])
         cells += "".join(
             f'<td class="{_apart(place)}">{printed(row, name, metric)}</td>' for place, row in enumerate(rows)
         )

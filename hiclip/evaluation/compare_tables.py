@@ -100,7 +100,7 @@ def _markdown(comparison: Comparison, published: Sequence[PublishedRow]) -> Iter
         for said in remarks(comparison, lines):
             yield f"\n{escaped(said)}."
         yield ""
-    columns = comparison.columns
+    columns = published_columns(comparison)
     rows = rows_with(published, columns)
     if rows:
         columns = shown_columns(rows, columns)
@@ -140,6 +140,12 @@ def remarks(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
         for reason, metrics in reasons.items():
             what = "" if len(metrics) == len(lines) else f"{', '.join(metrics)}: "
             yield f"{run.label} over {first}: {what}no difference, {reason}"
+
+
+def published_columns(comparison: Comparison) -> list[tuple[str, str]]:
+    """(set, metric) of every line, and the average of the eleven sets if a run has it."""
+    averages = [eleven_sets(run.outcome.results).top1 for run in comparison.runs]
+    return comparison.columns + [("eleven_sets", "top1")] * any(one is not None for one in averages)
 
 
 def shown_columns(rows: Sequence[PublishedRow], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -78,8 +78,10 @@ def probe(
     what = f"{test.name}: features"
     seen, asked = embed_pictures(embedder, shown, batch, map_blocks, what, embed)
     usable = ~np.isnan(seen.vectors[:, 0])
-    names = [train.pictures.names()[row] for row in train.classification.rows[usable].tolist()]
     examples = Examples(seen.vectors[usable], train.classification.labels[usable])
+    _check(train, examples.labels)
+    every = train.pictures.names()  # once: some sets put their names together anew
+    names = [every[row] for row in train.classification.rows[usable].tolist()]
     apart = _held_out(names, examples.labels, settings.held_out)
     tried = _search(examples.part(~apart), examples.part(apart), map_blocks, f"{test.name}: probes")
     strength = _best(tried)
@@ -95,6 +97,18 @@ def probe(
         ),
         probe=Probed(strength=strength, tried=tried, converged=fitted.converged),
     )
+
+
+def _check(train: EvaluationSet, labels: IntArray) -> None:
+    """(N,) classes of the training pictures that can be read. DatasetError if nothing can be learnt or held out."""
+    counts = np.bincount(labels)
+    if np.count_nonzero(counts) < 2:
+        raise DatasetError(
+            f"{train.name}: expected readable training pictures of two classes or more, came {len(labels)} of "
+            f"{np.count_nonzero(counts)}"
+        )
+    if counts.max() < 2:
+        raise DatasetError(f"{train.name}: expected two readable training pictures of a class, came one of each")
 
 
 def probe_name(test: EvaluationSet) -> str:

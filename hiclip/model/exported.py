@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -60,9 +61,31 @@ def _settings(file: Path) -> ModelSettings:
         raise ValueError(f"{file}: expected the model's keys, differing: {listed(model.keys() ^ known)}")
     if isinstance(model["hierarchy_layers"], list):
         model["hierarchy_layers"] = tuple(model["hierarchy_layers"])
+    for name, kind in get_type_hints(ModelSettings).items():
+        if name in known and not _fits(model[name], kind):
+            raise ValueError(f"{file}: {name}: expected {_said(kind)}, came {model[name]!r}")
     settings = ModelSettings(**model)
     try:
         resolve(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: no such model: {error}") from None
     return settings
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is what a field's annotation says; a dataclass itself takes anything."""
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, get_args(kind)[0]) for one in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _said(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_said, get_args(kind)))
+    return "null" if kind is type(None) else str(getattr(kind, "__name__", kind))

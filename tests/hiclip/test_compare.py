@@ -35,6 +35,7 @@ from hiclip.evaluation.compare_page import compare_page
 from hiclip.evaluation.compare_tables import comparison_markdown, difference_text
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.outcome import Outcome
+from hiclip.evaluation.published_rows import chosen_rows
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.run_evaluation import evaluate
@@ -235,6 +236,7 @@ def test_differences_in_words(numbers: tuple[float, float, float], unit: str, ex
 def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
     """What an evaluation writes is what a comparison reads; two checkpoints of one model, untrained alike."""
     small_openmoji(tmp_path / "crawl")
+    (tmp_path / "trees.txt").write_text("( ( a cat ) ( on ( a mat ) ) )\n( ( two dogs ) run )\n")
     with bucket("compared") as address:
         for seed in (3, 4):
             checkpoint = small_checkpoint(tmp_path / f"run{seed}", "gone", "0" * 64, seed=seed)
@@ -245,13 +247,20 @@ def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
                 "checkpoint": str(checkpoint),
                 "sets": [{"name": "openmoji", "root": str(tmp_path / "crawl"), "retrieval_pairs": 20}],
                 "baselines": {"pixel_neighbours": None},
-                "hierarchy": None,
+                "hierarchy": {
+                    "training_pairs": 0,
+                    "set_pictures": 0,
+                    "trees": {"path": str(tmp_path / "trees.txt")},
+                },
                 "draws": 100,
             }
             job = make_job(content, EvaluateJob, "small job")
             evaluate(ask(job), map_here, folder(job.out))
         comparison = compare(read_runs([f"{address}/3", f"{address}/4"]), draws=100)
-    known = {line.metric: line.differences[1] for line in comparison.lines}
+    parsed = {line.metric: line.differences[1] for line in comparison.lines if line.set == "parsing"}
+    assert set(parsed) >= {"parse_f1"}
+    assert set(parsed.values()) == {NOT_STORED}, "the same trees are the same questions, whatever the weights"
+    known = {line.metric: line.differences[1] for line in comparison.lines if line.set == "openmoji"}
     paired = {metric for metric, one in known.items() if isinstance(one, Difference)}
     assert paired == {*zero_shot.METRICS[: zero_shot.FLAT], *retrieval.METRICS} - {"loss"}
     assert {one for metric, one in known.items() if metric not in paired} == {NOT_STORED}
@@ -277,6 +286,23 @@ def test_the_average_of_eleven_needs_eleven() -> None:
     assert eleven_sets(results).by_convention == pytest.approx(expected)
     fewer = eleven_sets([one for one in results if one.set not in ("dtd", "sun397")])
     assert (fewer.there, fewer.top1, fewer.by_convention, str(fewer)) == (9, None, None, "9 of 11 sets")
+
+
+def test_the_published_average_of_eleven_stands_beside_measured_ones(tmp_path: Path) -> None:
+    for name, signal in (("weak", 0.6), ("strong", 3.0)):
+        small_evaluation(tmp_path / name, [small_set(one) for one in ELEVEN], signal)
+    comparison, _ = _compared(tmp_path / "weak", tmp_path / "strong")
+    weak, strong = (100 * (eleven_sets(run.outcome.results).top1 or 0) for run in comparison.runs)
+    rows = chosen_rows("ViT-B/32", "YFCC15M-V2")
+    (row,) = re.findall("<tr><td>eleven_sets, top-1</td>.*?</tr>", compare_page(comparison, rows))
+    cells = re.findall(">([^<>]+)</td>", row)
+    assert cells[1:3] == [f"{weak:.1f}", f"{strong:.1f}"]
+    assert {"31.8", "41.8", "44.6"} <= set(cells[3:]), "of CLIP, HiCLIP and HiDeCLIP"
+    assert "| eleven_sets, top-1 |" in comparison_markdown(comparison, rows)
+    for name in ("a", "b"):
+        small_evaluation(tmp_path / name, [small_set(one) for one in ELEVEN[:3]], 1.0)
+    some, _ = _compared(tmp_path / "a", tmp_path / "b")
+    assert "eleven_sets, top-1" not in compare_page(some, rows), "no run has the average"
 
 
 def test_tables_of_one_evaluation(tmp_path: Path) -> None:

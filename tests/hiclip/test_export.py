@@ -198,6 +198,18 @@ def test_what_was_tampered_with_is_told_in_one_line(checkpoint: Path, tmp_path: 
     fails("size: expected one of")
     (place / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "wdith": 1}}))
     fails("differing: wdith")
+    for key, value, said in [
+        ("text_pooling", "last", r"text_pooling: expected one of end, \w+, came 'last'"),
+        ("self_link", None, "self_link: expected one of one, zero, came None"),
+        ("causal", 1, "causal: expected bool, came 1"),
+        ("affinity_scale", "256", "affinity_scale: expected float, came '256'"),
+        ("affinity_width", [64], r"affinity_width: expected one of full or int, came \[64\]"),
+        ("hierarchy_layers", ["0"], r"hierarchy_layers: expected one of all or tuple, came \('0',\)"),
+        ("vocabulary", True, "vocabulary: expected int, came True"),
+        ("initial_temperature", None, "initial_temperature: expected float, came None"),
+    ]:
+        (place / "config.json").write_text(json.dumps({**config, "model": {**config["model"], key: value}}))
+        fails(said)
     (place / "config.json").write_text("{")
     fails("cannot be read")
     (place / "config.json").unlink()

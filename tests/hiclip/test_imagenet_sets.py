@@ -294,7 +294,7 @@ def test_a_devkit_that_does_not_fit_is_named(tmp_path: Path) -> None:
     whole = table.read_bytes()
     for damaged in (b"", b"no table", whole[: len(whole) // 2], whole[:200], whole[:128]):
         table.write_bytes(damaged)
-        with pytest.raises(DatasetError, match=r"meta.mat: expected the devkit's table of synsets") as error:
+        with pytest.raises(DatasetError, match=r"meta.mat: (expected a MATLAB|cannot be read|expected a var)") as error:
             load(tmp_path, "imagenet")
         assert "\n" not in str(error.value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from hiclip.evaluation import linear_probe
 from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
 from hiclip.evaluation.embed import Embedder, picture_features
-from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluate_job import EvaluateJob, LinearProbeSettings
 from hiclip.evaluation.evaluation_bill import bill
-from hiclip.evaluation.linear_probe import Examples, _best, _fit, _held_out, _search
+from hiclip.evaluation.linear_probe import Examples, _best, _fit, _held_out, _search, probe
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.run_evaluation import evaluate
+from hiclip.evaluation.set_pictures import StoredPictures, TarPictures
 from hiclip.training.checkpoint import load_towers
 from pipeline.jobfile import make_job
 from pipeline.manifest import DatasetError
@@ -203,3 +206,42 @@ def test_mistakes_are_said(place: Path, tmp_path: Path) -> None:
     changed["linear_probe"]["sets"][0]["root"] = str(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"linear_probe/shapes: .*nowhere is not there"):
         ask(make_job(changed, EvaluateJob, "test"))
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ((), "two classes or more, came 0 of 0"),
+        ((0, 6, 12), "two classes or more, came 3 of 1"),
+        ((0, 1, 2), "two readable training pictures of a class, came one of each"),
+    ],
+)
+def test_too_few_readable_training_pictures_are_said(
+    shown: tuple[int, ...], said: str, place: Path, tmp_path: Path
+) -> None:
+    splits = ask(job_of(place, str(tmp_path / "out"))).probed[0]
+    pictures = splits[0].pictures
+    encoded = [data if row in shown else b"broken" for row, data in enumerate(pictures.read(range(len(pictures))))]
+    broken = replace(splits[0], pictures=StoredPictures(tuple(pictures.names()), tuple(encoded)))
+    embedder = Embedder(load_towers(str(place / "run"))[0])
+    settings = LinearProbeSettings.model_validate({"sets": [{"name": "dtd", "root": "x"}]})
+    with pytest.raises(DatasetError, match=f"shapes: expected.*{said}"):
+        probe(settings, (broken, splits[1]), embedder, 16, map_here, 0, 100)
+
+
+def test_names_are_put_together_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a picture would be hours for CIFAR's 50,000, whose names are made when they are asked for."""
+    splits = ask(job_of(place, str(tmp_path / "out"))).probed[0]
+    asked = 0
+    names = TarPictures.names
+
+    def counted(self: TarPictures) -> Sequence[str]:
+        nonlocal asked
+        asked += 1
+        return names(self)
+
+    monkeypatch.setattr(TarPictures, "names", counted)
+    embedder = Embedder(load_towers(str(place / "run"))[0])
+    settings = LinearProbeSettings.model_validate({"sets": [{"name": "dtd", "root": "x"}]})
+    probe(settings, splits, embedder, 16, map_here, 0, 100)
+    assert asked < 5

@@ -474,6 +474,14 @@ def _cut(file: Path) -> None:
             "setid.mat: expected numbers from 1 to 2, came 6",
         ),
         ("flowers102", "imagelabels.mat", lambda file: write_matlab(file, labels=np.array([[1.5]])), "whole numbers"),
+        ("flowers102", "imagelabels.mat", lambda file: write_matlab(file, labels=np.array([[np.nan]])), "came nan"),
+        ("flowers102", "imagelabels.mat", lambda file: write_matlab(file, labels=np.array([[np.inf]])), "came inf"),
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            lambda file: file.write_text(f"Abyssinian_201 {'9' * 5000} 1 1\n"),
+            "a number behind each name, came '9999",
+        ),
         ("flowers102", "setid.mat", lambda file: write_matlab(file, trnid=np.array([[1]])), "a variable 'tstid'"),
         ("flowers102", "setid.mat", lambda file: file.unlink(), "setid.mat: is not there"),
         ("flowers102", "setid.mat", lambda file: write_matlab(file, tstid=np.zeros((1, 0))), "expected pictures"),
@@ -490,6 +498,12 @@ def test_a_file_that_is_not_what_it_should_be(
     with pytest.raises(DatasetError, match=expected) as raised:
         settings(name, tmp_path).load()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("unpacked", ["caltech-101", "caltech101"])
+def test_caltech_may_lie_in_the_folder_that_its_archive_makes(unpacked: str, tmp_path: Path) -> None:
+    LAYOUTS["caltech101"](tmp_path / unpacked)
+    assert len(settings("caltech101", tmp_path).load().pictures) == 1 + 3 + 2 + 1
 
 
 def test_one_annotated_car_is_a_table_too(tmp_path: Path) -> None:

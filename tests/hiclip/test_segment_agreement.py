@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def _write(place: Path) -> None:
 def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> None:
     _write(tmp_path)
     small_checkpoint(tmp_path / "run", "nowhere", "0" * 64)
-    content = {
+    content: dict[str, Any] = {
         "name": "segments", "out": str(tmp_path / "out"), "checkpoint": str(tmp_path / "run"), "draws": 100, "batch": 2,
         "baselines": {"pixel_neighbours": None},
         "hierarchy": {"training_pairs": 0, "set_pictures": 0,
@@ -118,6 +119,8 @@ def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> Non
         other = make_job({**content, "hierarchy": {**content["hierarchy"], "masks": masks}}, EvaluateJob, "test")
         with pytest.raises(DatasetError, match="expected masks of two segments or more"):
             evaluate(ask(other), map_here, folder(job.out))
+        same = ask(other).hierarchy_questions == ask(job).hierarchy_questions
+        assert same == ("void" not in change), "pictures and masks are known by name"
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Caltech 101: a folder of pictures a category, `101_ObjectCategories/NAME/image_0001.jpg`.
+"""Caltech 101: a folder of pictures a category, `101_ObjectCategories/NAME/image_0001.jpg`; also below `caltech-101`.
 
 `BACKGROUND_Google` is kept as a class, because CLIP's 102 names begin with 'background' and its paper counts 102
 classes; papers that leave it out count 101 and their numbers differ. No list of CLIP's split is published, only its
@@ -12,9 +12,8 @@ from typing import Literal
 
 from hiclip.evaluation.evaluation_set import EvaluationSet, drawn
 from hiclip.evaluation.set_pictures import FilePictures
-from hiclip.evaluation.sets.labelled_files import PublishedSetSettings, Split, check_keys, labelled_set
+from hiclip.evaluation.sets.labelled_files import PublishedSetSettings, Split, check_keys, labelled_set, unpacked
 from pipeline.manifest import DatasetError
-from pipeline.storage import folder
 
 FOLDER = "101_ObjectCategories"
 TRAINING = 30
@@ -28,8 +27,7 @@ class Caltech101Settings(PublishedSetSettings):
 
     def load(self, split: Split = "test") -> EvaluationSet:
         """The set; DatasetError when it is missing or has a folder that is no class."""
-        root = folder(self.root)
-        place = root.child(FOLDER)
+        place = unpacked(self, FOLDER, "caltech-101", "caltech101").child(FOLDER)
         found = [name for name in place.names(suffix=".jpg") if not name.rsplit("/", 1)[-1].startswith(".")]
         if not found:
             raise DatasetError(f"{place.root}: the evaluation set {self.name} is not there")

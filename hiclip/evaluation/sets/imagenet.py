@@ -6,23 +6,20 @@ so that "10" comes before "2", and the numbers of ImageNet's own devkit are in a
 
 from __future__ import annotations
 
-import io
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, questions_fingerprint
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.set_pictures import FilePictures, SetPictures
 from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
+from hiclip.evaluation.sets.matlab_file import MatlabFile
 from hiclip.evaluation.sets.prompt_templates import Templates
-from hiclip.evaluation.sets.set_files import picture_files, stored_bytes, stored_lines, told_published
+from hiclip.evaluation.sets.set_files import picture_files, stored_lines, told_published
 from pipeline.jobfile import Settings
 from pipeline.manifest import DatasetError
 from pipeline.storage import Folder, folder
@@ -189,20 +186,10 @@ def _labels_of_devkit(place: Folder, files: Sequence[str]) -> list[int]:
 def _wnids_of_devkit(place: Folder) -> dict[str, str]:
     """The devkit's number of each class, as text, and its wnid. Numbers above 1000 are groups of classes."""
     file = f"{DEVKIT}/meta.mat"
-    content = stored_bytes(place, file, "imagenet")
-    try:
-        synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
-        found = {
-            str(int(number)): str(wnid)
-            for number, wnid, children in zip(
-                synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True
-            )
-            if int(children) == 0
-        }
-    # What scipy's reader lets through when bytes are damaged.
-    except (MatReadError, ValueError, TypeError, LookupError, OSError, zlib.error, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{place.join(file)}: expected the devkit's table of synsets: {reason}") from None
+    table = MatlabFile(place, file)
+    numbers, wnids = table.records("synsets", number="ILSVRC2012_ID", text="WNID")
+    children, _ = table.records("synsets", number="num_children", text="WNID")
+    found = {str(number): wnid for number, wnid, below in zip(numbers, wnids, children, strict=True) if below == 0}
     if sorted(found.values()) != sorted(imagenet_classes().wnids):
         raise DatasetError(
             f"{place.join(file)}: expected the 1000 classes of ILSVRC 2012 without children, came others"

@@ -72,6 +72,6 @@ class MatlabFile:
 
     def _whole(self, values: list[Any], variable: str) -> list[int]:
         for value in values:
-            if not isinstance(value, int | float) or value != int(value):
+            if not isinstance(value, int | float) or not float(value).is_integer():
                 raise DatasetError(f"{self.path}: expected whole numbers in '{variable}', came {str(value)[:40]}")
         return [int(value) for value in values]

@@ -47,6 +47,6 @@ class OxfordPetsSettings(PublishedSetSettings):
 
 
 def _number(text: str, listed: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise DatasetError(f"{listed}: expected a number behind each name, came '{text[:40]}'")
     return int(text)
