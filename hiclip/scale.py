@@ -24,7 +24,7 @@ from rich.console import RenderableType
 from hiclip.evaluation.run_sets import sample_checkpoint
 from hiclip.model.sizes import resolve
 from hiclip.pretrain import pretrain, stream_plan
-from hiclip.scaling.analysis import Analysis, MethodFindings, analyse, compare
+from hiclip.scaling.analysis import Analysis, Laws, MethodFindings, analyse, compare
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.fit_table import FIT_ONLY, fit_table
 from hiclip.scaling.ladder import Ladder, Rung, candidates, read_ladder, searched_rungs
@@ -213,7 +213,9 @@ def _carry_out(study: Study, searched: Sequence[Rung], tracker: Tracker) -> Find
         for wave in ladder.waves:
             failures += _measure(study, wave, tracker, progress)
         laws = _analysed(study, failures)
-        held_out = predict(study, laws[0])
+        # Of the method that others are compared with; another's law would say nothing of its held-out rung.
+        first = next((found for found in laws.found if found.method == ladder.methods[0]), None)
+        held_out = None if first is None else predict(study, first)
         if held_out is not None and ladder.held_out is not None:
             said = held_out.predicted
             progress.say(f"{held_out.name}: predicted {said.value:.4g} ({said.low:.4g} to {said.high:.4g}, 95 %)")
@@ -223,12 +225,14 @@ def _carry_out(study: Study, searched: Sequence[Rung], tracker: Tracker) -> Find
         job.name,
         job.error.what,
         COMPUTE_UNIT,
-        laws,
+        laws.found,
         held_out,
         tuple(failures),
-        compare(laws),
-        _suggested(study, laws[0]),
+        compare(laws.found),
+        None if first is None else _suggested(study, first),
         found,
+        laws.refused,
+        ladder.held_out.full_name if first is None and ladder.held_out is not None else "",
     )
     write_findings(study, findings, time.monotonic() - began)
     _record(tracker, study, findings)
@@ -266,11 +270,11 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
     return failures
 
 
-def _analysed(study: Study, failures: Sequence[Failure]) -> tuple[MethodFindings, ...]:
+def _analysed(study: Study, failures: Sequence[Failure]) -> Laws:
     job, settings = study.job, study.job.bootstrap
     how = Analysis(job.form, job.selection, job.bins, settings.draws, settings.seed, job.budgets)
     try:
-        return analyse(study.points(study.ladder.rungs), how)
+        return analyse(study.points(study.ladder.rungs), how, study.ladder.methods)
     except LawError as error:
         write_table(study, [row for rung in study.ladder.rungs if (row := study.row(rung)) is not None])
         reasons = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures)

@@ -57,25 +57,45 @@ class MethodFindings:
         return tuple(size for point in self.points if (size := size_of(point)) is not None)
 
 
+@dataclass(frozen=True)
+class NoLaw:
+    """A method whose rungs carry no law of compute."""
+
+    method: str
+    points: tuple[Point, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Laws:
+    """All methods of a table, each in its order: those with a law of compute, at least one, and those without."""
+
+    found: tuple[MethodFindings, ...]
+    refused: tuple[NoLaw, ...]
+
+
 def size_of(point: Point) -> float | None:
     """N; where a table does not say it, the compute of a pair, which grows with it."""
     return point.parameters if point.parameters is not None else point.flops_per_pair
 
 
-def analyse(points: Sequence[Point], how: Analysis) -> tuple[MethodFindings, ...]:
-    """The findings of each method, in the order in which the methods first come.
+def analyse(points: Sequence[Point], how: Analysis, methods: Sequence[str] = ()) -> Laws:
+    """What the rungs of each method say; `methods`: their order, or that in which they come.
 
-    Raises LawError, which names the method, if its rungs carry no law of compute. A law of size and pairs is left out,
-    and it is said why, where they carry none.
+    A method whose rungs carry no law of compute takes none from the others. A law of size and pairs is left out, and it
+    is said why, where they carry none. Raises LawError, which names each method and why, if no method has a law.
     """
-    if not points:
-        raise LawError("a law needs at least 3 rungs, came 0")
-    methods = dict.fromkeys(point.method for point in points)
-    return tuple(
-        # A seed of its own: the runs of two methods have nothing in common; pictures have, see `compute_ratio`.
-        _of_method(method, [p for p in points if p.method == method], replace(how, seed=how.seed + place))
-        for place, method in enumerate(methods)
-    )
+    found, refused = [], []
+    for place, method in enumerate(methods or dict.fromkeys(point.method for point in points) or ("",)):
+        own = tuple(point for point in points if point.method == method)
+        try:
+            # A seed of its own: the runs of two methods have nothing in common; pictures have, see `compute_ratio`.
+            found.append(_of_method(method, own, replace(how, seed=how.seed + place)))
+        except LawError as error:
+            refused.append(NoLaw(method, own, str(error)))
+    if not found:
+        raise LawError("; ".join(f"{one.method}: {one.reason}" if one.method else one.reason for one in refused))
+    return Laws(tuple(found), tuple(refused))
 
 
 def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
@@ -92,20 +112,17 @@ def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
 
 def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFindings:
     computes, errors = [point.compute for point in points], [point.error for point in points]
-    try:
-        check_numbers(computes, errors)
-        chosen = chosen_rungs(computes, errors, how.selection, how.bins)
-        stood = [replace(points[one.place], compute=one.compute) for one in chosen]
-        law = fit_law(
-            [point.compute for point in stood],
-            [point.error for point in stood],
-            how.form,
-            how.draws,
-            how.seed,
-            _picture_draws(stood),
-        )
-    except LawError as error:
-        raise LawError(f"{method}: {error}" if method else str(error)) from None
+    check_numbers(computes, errors)
+    chosen = chosen_rungs(computes, errors, how.selection, how.bins)
+    stood = [replace(points[one.place], compute=one.compute) for one in chosen]
+    law = fit_law(
+        [point.compute for point in stood],
+        [point.error for point in stood],
+        how.form,
+        how.draws,
+        how.seed,
+        _picture_draws(stood),
+    )
     size_law, refused = _size_law(points, how)
     return MethodFindings(
         method,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hiclip.scaling.analysis import MethodFindings
+from hiclip.scaling.analysis import MethodFindings, NoLaw
 from hiclip.scaling.compute_ratio import ComputeRatio
 from hiclip.scaling.law import Interval, Law
 from hiclip.scaling.next_rung import Suggestion
@@ -46,9 +46,9 @@ class Findings:
     """The error in words with its unit: `loss on openmoji (nats)`."""
     compute_unit: str
     methods: tuple[MethodFindings, ...]
-    """The first is the one that others are compared with."""
+    """Those with a law. The first is the one that others are compared with."""
     held_out: HeldOut | None
-    """Of the first method."""
+    """Of the study's first method; None without one, and where that method has no law to predict it."""
     failures: tuple[Failure, ...] = ()
     ratios: tuple[ComputeRatio, ...] = ()
     """The first method's compute over that of each other, for the same error: in the middle of what both have reached,
@@ -57,6 +57,10 @@ class Findings:
     """The rung to run next; None where nobody asked."""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """By method, what a search has found; empty without one."""
+    refused: tuple[NoLaw, ...] = ()
+    """Methods without a law of compute, and why."""
+    not_run: str = ""
+    """Name of a held-out rung that was not run, because nothing predicts it."""
 
     @property
     def law(self) -> Law:
@@ -68,6 +72,9 @@ class Findings:
         said = [self._law_sentence(found) for found in self.methods]
         if self.held_out is not None:
             said.append(_verdict(self.held_out))
+        said += [f"There is no law of {one.method}: {one.reason}" for one in self.refused]
+        if self.not_run:
+            said.append(f"'{self.not_run}' was not run: no law predicts it")
         said += [ratio.sentence() for ratio in self.ratios]
         if self.failures:
             said.append(f"Without {' and '.join(failure.name for failure in self.failures)}, which failed")
@@ -80,6 +87,7 @@ class Findings:
             "compute_unit": self.compute_unit,
             "law": law_numbers(self.law),
             "methods": {found.method or "law": method_numbers(found) for found in self.methods},
+            "refused": {one.method: one.reason for one in self.refused},
             "held_out": None if self.held_out is None else held_out_numbers(self.held_out),
             "ratios": [ratio.numbers() for ratio in self.ratios],
             "next": None if self.suggestion is None else self.suggestion.numbers(),

@@ -31,9 +31,11 @@ def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
         raise InputError(f"expected at least 100 draws and 2 bins, came {given.draws} and {given.bins}")
     points = read_table(given.fit_only)
     how = Analysis(given.form, given.selection, given.bins, given.draws, given.seed, tuple(given.budgets))
-    found = analyse(points, how)
+    laws = analyse(points, how)
     name = Path(given.fit_only).stem
-    findings = Findings(name, given.error, given.unit, found, None, ratios=compare(found))
+    findings = Findings(
+        name, given.error, given.unit, laws.found, None, ratios=compare(laws.found), refused=laws.refused
+    )
     place = Folder(absolute(given.out or str(Path(given.fit_only).with_suffix("")) + "-law")).make()
     place.upload(given.fit_only, TABLE)
     result = write_result(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,11 +31,17 @@ def law_png(findings: Findings) -> bytes:
     """The plot as PNG. Rungs that a law does not stand on are hollow."""
     figure = new_figure()
     axes = figure.add_subplot()
-    groups = list(dict.fromkeys(point.group for found in findings.methods for point in found.points))
+    everywhere = [found.points for found in findings.methods] + [refused.points for refused in findings.refused]
+    groups = list(dict.fromkeys(point.group for points in everywhere for point in points))
+    several = len(everywhere) > 1
     for number, found in enumerate(findings.methods):
-        _draw_law(axes, found, METHODS[number % len(METHODS)], _furthest(findings, found))
-        _draw_points(axes, found, groups, METHODS[number % len(METHODS)] if len(findings.methods) > 1 else None)
-    several = len(findings.methods) > 1
+        colour = METHODS[number % len(METHODS)]
+        _draw_law(axes, found, colour, _furthest(findings, found))
+        _draw_points(axes, found.points, set(found.selected), groups, colour if several else None)
+    for number, refused in enumerate(findings.refused, len(findings.methods)):
+        colour = METHODS[number % len(METHODS)]
+        _draw_points(axes, refused.points, set(), groups, colour)
+        axes.scatter([], [], s=48, facecolor=PAPER, edgecolor=colour, label=f"{refused.method}, which has no law")
     for number, group in enumerate(groups):
         colour = SOFT if several else GROUPS[number % len(GROUPS)]  # of all methods, whose colours are their laws'
         axes.scatter([], [], s=48, color=colour, marker=MARKS[number % len(MARKS)], label=group)
@@ -69,10 +75,11 @@ def _draw_law(axes: Axes, found: MethodFindings, colour: str, furthest: float) -
     axes.plot(line[~inside], errors[~inside], color=colour, linewidth=2, linestyle=(0, (4, 3)), zorder=2)
 
 
-def _draw_points(axes: Axes, found: MethodFindings, groups: Sequence[str], colour: str | None) -> None:
-    stands = set(found.selected)
+def _draw_points(
+    axes: Axes, points_of_method: Sequence[Point], stands: Collection[int], groups: Sequence[str], colour: str | None
+) -> None:
     for number, group in enumerate(groups):
-        members = [(place, point) for place, point in enumerate(found.points) if point.group == group]
+        members = [(place, point) for place, point in enumerate(points_of_method) if point.group == group]
         if not members:
             continue
         own, mark = colour or GROUPS[number % len(GROUPS)], MARKS[number % len(MARKS)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from hiclip.scaling.analysis import MethodFindings
 from hiclip.scaling.findings import Findings, HeldOut, formula, residual_rows, size_formula
 from hiclip.scaling.law import Interval
+from hiclip.scaling.points import Point
 from hiclip.scaling.size_law import SizeLaw
 from pipeline.page import data_uri, figures, page, text
 
@@ -45,6 +47,8 @@ def _parts(findings: Findings, pictures: Mapping[str, bytes]) -> Iterator[str]:
         yield _picture("compute_ratio.png", pictures)
     for found in findings.methods:
         yield from _method_parts(findings, found, pictures)
+    for refused in findings.refused:
+        yield f"<h2>No law of {text(refused.method)}</h2>\n<p>{text(refused.reason)}.</p>\n"
     yield "<h2>Rungs</h2>\n" + _rung_text() + _picture("residuals.png", pictures) + _rung_table(findings)
     if findings.searches:
         yield "<h2>Search</h2>\n" + _search_table(findings)
@@ -185,24 +189,25 @@ def _rung_table(findings: Findings) -> str:
     for found in findings.methods:
         fitted = dict(zip(found.selected, residual_rows(found.law, found.stands_on), strict=True))
         for place, point in enumerate(found.points):
-            name = f"{found.method}: {point.name}" if found.method else point.name
-            cells = [name, f"{point.compute:.4g}", f"{point.error:.4g}", f"{point.low:.4g} to {point.high:.4g}"]
+            cells = _point_cells(found.method, point)
             if place not in found.selected:
                 rows.append([*cells, f"{found.law.error(point.compute):.4g}", "", "not stood on"])
                 continue
             _, own, alone = fitted[place]
             rows.append([*cells, f"{own:.4g}", f"{alone:.4g}", f"{alone / point.error - 1:+.1%}"])
+    rows += [[*_point_cells(one.method, point), "", "", "no law"] for one in findings.refused for point in one.points]
     held_out = findings.held_out
     if held_out is None or held_out.point is None:
         return _table(heads, rows)
-    point, predicted = held_out.point, held_out.predicted.value
-    last = [
-        f"{held_out.name} (held out)",
-        f"{point.compute:.4g}",
-        f"{point.error:.4g}",
-        f"{point.low:.4g} to {point.high:.4g}",
-    ]
+    predicted = held_out.predicted.value
+    last = _point_cells("", replace(held_out.point, name=f"{held_out.name} (held out)"))
+    point = held_out.point
     return _table(heads, rows, [*last, f"{predicted:.4g}", f"{predicted:.4g}", f"{predicted / point.error - 1:+.1%}"])
+
+
+def _point_cells(method: str, point: Point) -> list[str]:
+    name = f"{method}: {point.name}" if method else point.name
+    return [name, f"{point.compute:.4g}", f"{point.error:.4g}", f"{point.low:.4g} to {point.high:.4g}"]
 
 
 def _search_table(findings: Findings) -> str:

@@ -68,6 +68,11 @@ def findings_table(findings: Findings) -> Table:
             name = f"{found.method}: {point.name}" if found.method else point.name
             off = f"{alone / point.error - 1:+.1%}"
             table.add_row(name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)
+    for refused in findings.refused:
+        for point in refused.points:
+            table.add_row(
+                f"{refused.method}: {point.name}", f"{point.compute:.3g}", f"{point.error:.4g}", "no law", "", ""
+            )
     for failure in findings.failures:
         table.add_row(failure.name, f"{failure.compute:.3g}", "failed", "", "", "")
     held_out = findings.held_out

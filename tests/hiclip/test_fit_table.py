@@ -61,6 +61,26 @@ def test_compute_and_error_are_enough(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (out / "rungs.csv").read_text() == table.read_text()
 
 
+def test_a_method_of_too_few_runs_is_refused_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = law_rows(0.6, method="hiclip")[:2]
+    table = write(tmp_path / "runs.csv", few + law_rows(method="clip"))
+    assert command("--fit-only", str(table), "--draws", "200") == 0
+    result = json.loads((tmp_path / "runs-law" / "result.json").read_text())
+    assert list(result["methods"]) == ["clip"]
+    assert result["methods"]["clip"]["law"]["b"] == pytest.approx(-0.12, rel=1e-6)
+    assert list(result["refused"]) == ["hiclip"]
+    assert "There is no law of hiclip: " in result["sentence"]
+    assert "at least 3 rungs, came 2" in result["sentence"]
+    capsys.readouterr()
+
+    table = write(tmp_path / "few.csv", few + law_rows(method="clip")[:1])
+    assert command("--fit-only", str(table), "--draws", "200") == 2
+    said = capsys.readouterr().err
+    assert "hiclip: " in said
+    assert "; clip: " in said
+    assert not (tmp_path / "few-law").exists()
+
+
 def test_methods_are_compared_and_sizes_answered(tmp_path: Path) -> None:
     rows = []
     for method, share in (("hiclip", 0.6), ("clip", 1.0)):
@@ -114,7 +134,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
     ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
-    ("compute,error,method\n1,2,a\n9,1,a\n99,.5,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),
+    ("compute,error,method\n1,2,a\n9,1,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),
 ]
 
 

@@ -17,6 +17,7 @@ from small_checkpoint import small_openmoji
 from small_dataset import small_dataset
 from small_run import small_job
 
+from hiclip.pretrain import stream_plan
 from hiclip.scale import _analysed, main, measure_rung
 from hiclip.scaling.analysis import Analysis, MethodFindings, analyse
 from hiclip.scaling.findings import Findings, HeldOut
@@ -211,7 +212,7 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
 
 
 def _found(study: Study) -> MethodFindings:
-    return _analysed(study, [])[0]
+    return _analysed(study, []).found[0]
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:
 
 
 def test_findings_are_finished_only_when_nothing_is_missing(study: Study) -> None:
-    found = _analysed(study, [])
+    found = _analysed(study, []).found
     findings = Findings("small", "error", "FLOPs", found, predict(study, found[0]))
     write_findings(study, findings, 1.0)
     assert finished(study) is None, "the held-out rung was not measured"
@@ -279,7 +280,7 @@ def test_the_sentence_says_no_more_than_the_band_does() -> None:
         point = None if measured is None else Point("x", "x", 1e15, measured, measured, measured)
         held_out = HeldOut("the large one", 1e15, Interval(1.0, 0.9, 1.1), True, point)
         named = tuple(Point(str(c), "x", c, e, e, e) for c, e in zip(computes, errors, strict=True))
-        found = analyse(named, Analysis(draws=400))
+        found = analyse(named, Analysis(draws=400)).found
         return Findings("s", "loss (nats)", "FLOPs", found, held_out).sentence()
 
     falling = [5.0, 4.5, 4.1, 3.7, 3.3, 3.0]
@@ -336,6 +337,40 @@ def test_methods_are_searched_each_and_compared(
     assert command(job, file) == 0
     assert f"{out} is finished" in capsys.readouterr().out
     assert {name: name.stat().st_mtime_ns for name in out.glob("**/*.json")} == stamps
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+@pytest.mark.parametrize("lawless", ["hiclip", "clip"])
+def test_a_method_without_a_law_takes_none_from_the_others(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lawless: str
+) -> None:
+    out = tmp_path / "study"
+    asked = content(place, out, methods={"hiclip": {}, "clip": {"model.image_hierarchy": False}})
+    job = make_job(asked, ScaleJob, "study")
+    ladder = read_ladder(job)
+    study = open_study(job, ladder, stream_plan(ladder.rungs[0].job).fingerprint, Purse(Budget(), {}, 1))
+    for rung in ladder.all:  # all are measured: nothing is left to be trained
+        error = 0.0 if rung.method == lawless else 5 * (rung.compute / 1e6) ** -0.1
+        row = measured(study, rung, error)
+        store(study.place, row.model_copy(update={"method": rung.method, "error_low": error, "error_high": error}))
+
+    assert command(asked, tmp_path / "scale.yaml") == 0
+    said = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["refused"]) == [lawless]
+    assert "above 0" in result["refused"][lawless]
+    assert list(result["methods"]) == [{"hiclip": "clip", "clip": "hiclip"}[lawless]]
+    assert result["ratios"] == []
+    assert f"There is no law of {lawless}: " in result["sentence"]
+    assert result["sentence"] in said
+    page = (out / "report.html").read_text()
+    assert f"<h2>No law of {lawless}</h2>" in page
+    assert page.count(f"<td>{lawless}: width") == 3, "its rungs are told of all the same"
+    assert (out / "law.png").exists()
+
+    # Another method's law predicts nothing of the held-out rung, which is one of the first method.
+    assert (result["held_out"] is None) == (result["next"] is None) == (lawless == "hiclip")
+    assert ("was not run: no law predicts it" in result["sentence"]) == (lawless == "hiclip")
 
 
 def test_a_rung_for_which_no_budget_is_left_is_told_of_before_it_trains(study: Study) -> None:
