@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hiclip.data.mixture import datasets_of, fingerprint_of, mixture_of
 from hiclip.evaluation.columns import AskedColumns, ask_columns
@@ -17,7 +18,7 @@ from hiclip.evaluation.heads.head_task import head_label
 from hiclip.evaluation.heads.measure_heads import AskedHead, ask_heads
 from hiclip.evaluation.linear_probe import load_splits
 from hiclip.evaluation.parsing import GivenTree, read_trees
-from hiclip.evaluation.segment_agreement import Outlined, read_outlines
+from hiclip.evaluation.segment_agreement import Outlined, outlines_states, read_outlines
 from hiclip.evaluation.sets import SetSettings
 from pipeline.jobfile import JobError
 from pipeline.manifest import DatasetError, read_manifest
@@ -58,10 +59,10 @@ class Asked:
         """Hex sha256 of everything that the evaluation's numbers and pictures depend on."""
         apart = {"name", "out", "ray", "mlflow", "workers", "checkpoint", "columns"}
         job = self.job.model_dump(mode="json", exclude=apart)
-        contents = [content.fingerprint for content in self.contents]
+        contents = [content.state for content in self.contents]
         columns = self.columns and [self.columns.to.root, self.columns.origin.model_dump(exclude={"checkpoint"})]
-        probed = [content.fingerprint for splits in self.probed for content in splits]
-        heads = [head.fingerprint for head in self.heads]
+        probed = [content.state for splits in self.probed for content in splits]
+        heads = [head.state for head in self.heads]
         heads += [self.trees_key, self.outlines_key]
         asked = [_REVISION, job, self.model.weights, contents, probed, heads, sorted(self.missing)]
         return _digest(*asked, self.dataset_fingerprint, *([columns] if columns else []))
@@ -71,7 +72,7 @@ class Asked:
         job = self.job
         return _digest(
             _REVISION,
-            content.fingerprint,
+            content.state,
             self.model.weights,
             job.seed,
             job.batch,
@@ -92,11 +93,12 @@ class Asked:
         """Hex sha256 of what parse F1 depends on."""
         return self._hierarchy_key([(tree.words, sorted(tree.spans)) for tree in self.trees])
 
-    @property
+    @cached_property
     def outlines_key(self) -> str:
-        """Hex sha256 of what the agreement with segments depends on; pictures and masks by name."""
-        masks = self.job.hierarchy and self.job.hierarchy.masks
-        return self._hierarchy_key(masks and masks.model_dump(mode="json"), self.outlines)
+        """Hex sha256 of what the agreement with segments depends on."""
+        masks = None if self.job.hierarchy is None else self.job.hierarchy.masks
+        states = [] if masks is None else outlines_states(masks, self.outlines)
+        return self._hierarchy_key(masks and masks.model_dump(mode="json"), self.outlines, states)
 
     def _hierarchy_key(self, *given: object) -> str:
         job = self.job
@@ -114,7 +116,7 @@ class Asked:
 
     def baseline_key(self, content: EvaluationSet, px: int) -> str:
         """Hex sha256 of what the pixel neighbours of one set depend on: no weights."""
-        return _digest(_REVISION, content.fingerprint, self.dataset_fingerprint, px)
+        return _digest(_REVISION, content.state, self.dataset_fingerprint, px)
 
 
 def ask(job: EvaluateJob) -> Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,11 @@ class EvaluationSet:
     pictures: SetPictures
     classification: Classification | None = None
     retrieval: Retrieval | None = None
+
+    @cached_property
+    def state(self) -> str:
+        """The fingerprint with the state of the pictures, looked at once: what numbers are remembered under."""
+        return f"{self.fingerprint} {self.pictures.state()}"
 
 
 def folded(caption: str) -> str:

@@ -70,6 +70,12 @@ def read_outlines(settings: MaskSettings) -> list[Outlined]:
     return found
 
 
+def outlines_states(settings: MaskSettings, outlines: Sequence[Outlined]) -> list[str]:
+    """Of the pictures and of the masks, see `Folder.state`."""
+    pictures, masks = [one.picture for one in outlines], [one.mask for one in outlines]
+    return [folder(settings.pictures).state(pictures), folder(settings.masks).state(masks)]
+
+
 @dataclass(frozen=True)
 class _Shared:
     settings: MaskSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from hiclip.evaluation.retrieval import IntArray
+from pipeline.manifest import read_manifest
 from pipeline.shards import DatasetReader
 from pipeline.storage import Folder, StorageError
 
@@ -31,6 +33,11 @@ class SetPictures(Protocol):
         """(N,) by which a person finds each picture; they stand for the pictures in the set's fingerprint."""
         ...
 
+    def state(self) -> str:
+        """Hex digest that changes whenever the pictures' bytes may have: numbers are remembered under it. It is no
+        fingerprint, for it also changes where the same bytes lie elsewhere; see `Folder.state`."""
+        ...
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The encoded pictures of some rows, in that order; NOT_THERE for one that cannot be fetched."""
         ...
@@ -49,6 +56,13 @@ class StoredPictures:
     def names(self) -> Sequence[str]:
         """(N,) as the file names them."""
         return self.named
+
+    def state(self) -> str:
+        """Of their bytes."""
+        digest = hashlib.sha256()
+        for encoded in self.encoded:
+            digest.update(hashlib.sha256(encoded).digest())
+        return digest.hexdigest()
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The pictures, which are here."""
@@ -69,6 +83,10 @@ class FilePictures:
     def names(self) -> Sequence[str]:
         """(N,) paths below the root."""
         return self.files
+
+    def state(self) -> str:
+        """Of all files."""
+        return self.root.state(self.files)
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The files' contents, several read at a time."""
@@ -103,6 +121,10 @@ class TarPictures:
         """(N,) tar and member."""
         return [f"{self.tars[tar]}/{name}" for name, tar in zip(self.members, self.places[:, 0].tolist(), strict=True)]
 
+    def state(self) -> str:
+        """Of the tars."""
+        return self.root.state(self.tars)
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The members' contents; each tar is opened once for neighbours."""
         found: list[bytes] = []
@@ -130,6 +152,10 @@ class DatasetPictures:
     def names(self) -> Sequence[str]:
         """(N,) pair_ids."""
         return self.pair_ids
+
+    def state(self) -> str:
+        """The dataset's fingerprint: its pictures never change under it."""
+        return read_manifest(self.path).fingerprint
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The stored pictures; each row group is read once for neighbours."""

@@ -5,7 +5,9 @@ the files end in one line.
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -41,12 +43,18 @@ from small_drawings import drawing, encoded
 
 from hiclip.data.images import eval_transform, normalise
 from hiclip.data.tokenizer import Tokenizer
+from hiclip.evaluation.asked import ask
+from hiclip.evaluation.blocks import map_here
+from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.outcome import finished_outcome
+from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.set_pictures import NOT_THERE
 from hiclip.evaluation.sets import SetSettings
 from hiclip.evaluation.sets.labelled_files import published_classes
 from hiclip.training.checkpoint import load_towers
+from pipeline.jobfile import make_job
 from pipeline.manifest import DatasetError
 from pipeline.storage import folder
 
@@ -372,6 +380,44 @@ def test_parquet_in_another_order_of_labels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DatasetError, match=r"test\.parquet: cannot be read"):
         settings("cifar10", tmp_path).load()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_pictures_that_may_have_changed_are_another_state_of_the_same_questions(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name](tmp_path)
+    before, again = settings(name, tmp_path).load(), settings(name, tmp_path).load()
+    assert before.state == again.state
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            os.utime(file, ns=(0, 0))
+    after = settings(name, tmp_path).load()
+    assert after.fingerprint == before.fingerprint
+    assert after.state != before.state
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_a_picture_replaced_under_its_name_is_looked_at_anew(tmp_path: Path) -> None:
+    root, other = tmp_path / "aircraft", tmp_path / "cars"
+    LAYOUTS["fgvc_aircraft"](root)
+    LAYOUTS["stanford_cars"](other)
+    small_checkpoint(tmp_path / "run", "nowhere", "0" * 64)
+    content: dict[str, Any] = {
+        "name": "remembered", "out": str(tmp_path / "out"), "checkpoint": str(tmp_path / "run"), "draws": 100,
+        "sets": [{"name": "fgvc_aircraft", "root": str(root)}, {"name": "stanford_cars", "root": str(other)}],
+        "baselines": {"pixel_neighbours": None}, "hierarchy": None,
+    }  # fmt: skip
+    job = make_job(content, EvaluateJob, "test")
+    out = folder(job.out).make()
+    first = evaluate(ask(job), map_here, out)
+    assert finished_outcome(out, ask(job).key) == first
+
+    (root / "data/images/0747566.jpg").write_bytes(encoded(drawing(77, side=64), "JPEG"))
+    assert finished_outcome(out, ask(job).key) is None
+    second = evaluate(ask(job), map_here, out)
+    assert second.sets == first.sets, "the same questions"
+    assert len(out.names("sets/stanford_cars")) == 1, "remembered"
+    looked_at = {json.loads(out.read_text(name))["seen"]["sha256"] for name in out.names("sets/fgvc_aircraft")}
+    assert len(looked_at) == 2
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

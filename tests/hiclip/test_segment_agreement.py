@@ -121,6 +121,10 @@ def test_the_command_beside_blocks_and_an_untrained_model(tmp_path: Path) -> Non
             evaluate(ask(other), map_here, folder(job.out))
         same = ask(other).hierarchy_questions == ask(job).hierarchy_questions
         assert same == ("void" not in change), "pictures and masks are known by name"
+    for number in range(5):
+        (tmp_path / f"masks/{number}.png").write_bytes((tmp_path / f"plain/{number}.png").read_bytes())
+    with pytest.raises(DatasetError, match="expected masks of two segments or more"):
+        evaluate(ask(job), map_here, folder(job.out))
 
 
 def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -103,6 +103,24 @@ def test_a_second_write_replaces_the_first(place: Folder) -> None:
     assert place.read_text("x") == "two"
 
 
+def test_a_state_changes_with_what_may_have_changed(place: Folder) -> None:
+    for name in ("a/x", "a/y", "b/x", "z"):
+        place.write_text(name, f"in {name}")
+    states = {place.state(names) for names in (["a/x"], ["a/x", "a/y"], ["a/y", "a/x"], ["a/x", "b/x"], ["z"], [])}
+    assert len(states) == 6
+    asked, known = ["a/x", "b/x", "lost"], place.state(["a/x", "b/x", "lost"])
+    place.write_text("a/y", "something else")
+    assert place.state(asked) == known, "of another file"
+    place.write_text("b/x", "IN b/x")
+    changed = place.state(asked)
+    assert changed != known, "as many bytes as before"
+    place.write_text("lost", "found")
+    assert place.state(asked) != changed
+    for name in ("a/x", "b/x"):
+        place.write_text(f"copy/{name}", place.read_text(name))
+    assert place.child("copy").state(["a/x", "b/x"]) != place.state(["a/x", "b/x"])
+
+
 def test_what_is_missing_is_named(place: Folder) -> None:
     with pytest.raises(StorageError, match=r"nothing\.txt.*no such file"):
         place.read_bytes("nothing.txt")

@@ -52,6 +52,8 @@ class AskedHead:
     task: HeadTask
     fingerprint: str
     """Of the task."""
+    state: str
+    """Of the task and of its pictures; see `EvaluationSet.state`."""
 
 
 class MeasuredHead(Settings):
@@ -83,13 +85,13 @@ def ask_heads(heads: Sequence[HeadSettings]) -> tuple[AskedHead, ...]:
 
     DatasetError for what is missing or is not what it should be.
     """
-    read: dict[HeadSettings, tuple[HeadTask, str]] = {}
+    read: dict[HeadSettings, tuple[HeadTask, str, str]] = {}
     found = []
     for settings in heads:
         same = settings.model_copy(update={"train": HeadTraining()})
         if same not in read:
             task = settings.load()
-            read[same] = task, task.fingerprint
+            read[same] = task, task.fingerprint, f"{task.fingerprint} {task.pictures.state()}"
         found.append(AskedHead(head_label(settings), settings.train, *read[same]))
     return tuple(found)
 
@@ -113,7 +115,7 @@ class HeadMeasurer:
         """Hex sha256 of what the numbers of a head depend on."""
         embedder = self.embedder
         how = [embedder.precision, embedder.centre_crop, self.seed, self.batch, self.draws]
-        parts = [_REVISION, self.weights, asked.fingerprint, asked.training.model_dump(mode="json"), *how]
+        parts = [_REVISION, self.weights, asked.state, asked.training.model_dump(mode="json"), *how]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def measure(self, asked: AskedHead) -> MeasuredHead:

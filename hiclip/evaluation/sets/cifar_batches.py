@@ -214,6 +214,10 @@ class BatchPictures:
         """(N,) file and place in it."""
         return [f"{file}/{row}" for file, count in zip(self.files, self.counts, strict=True) for row in range(count)]
 
+    def state(self) -> str:
+        """Of the files."""
+        return self.root.state(self.files)
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The pictures as PNG; a file is read once for neighbours."""
         ends = list(accumulate(self.counts))

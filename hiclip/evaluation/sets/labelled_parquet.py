@@ -35,6 +35,10 @@ class ParquetPictures:
         """(N,) file, row group and row."""
         return [f"{self.files[file]}/{group}/{row}" for file, group, row in self.places.tolist()]
 
+    def state(self) -> str:
+        """Of the files."""
+        return self.root.state(self.files)
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The stored pictures; each row group is read once for neighbours."""
         found: list[bytes] = []

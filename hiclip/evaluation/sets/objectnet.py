@@ -78,6 +78,10 @@ class CroppedPictures:
         """(N,) as before."""
         return self.pictures.names()
 
+    def state(self) -> str:
+        """As before."""
+        return self.pictures.state()
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """The pictures as BMP; one that cannot be decoded as it is, so that whoever decodes it counts it."""
         return [self._cropped(encoded) for encoded in self.pictures.read(rows)]
