@@ -149,7 +149,7 @@ def _size_law(points: Sequence[Point], how: Analysis) -> tuple[SizeLaw | None, s
                 [float(size) for size in sizes if size is not None],
                 [float(one) for one in seen if one is not None],
                 [point.error for point in points],
-                how.form,
+                "power" if how.form == "power" else "power_with_floor",
                 how.draws,
                 how.seed,
                 None if None in unique else [float(one) for one in unique if one is not None],

@@ -71,10 +71,12 @@ def _ratios(curves: Curves, centre: float, others: Curves, other_centre: float, 
     """(S, n) log of the compute that each law needs, over that of the other: infinite where it never comes there, or
     comes nearer with less compute."""
     wanted = others.at(logs - other_centre)
-    floor, slope = curves.floor[:, None], curves.slope[:, None]
+    floor, slope, shift = curves.floor[:, None], curves.slope[:, None], curves.shift[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         above = wanted + np.log1p(-np.exp(floor - wanted))  # log of what is left to remove
-        needed = (above - curves.level[:, None]) / slope + centre
+        shifted = (above - curves.level[:, None]) / slope
+        # A law with a shift has an error at no compute at all: what is worse than that costs nothing.
+        needed = shifted + np.log1p(-np.minimum(np.exp(shift - shifted), 1.0)) + centre
     return np.where((floor < wanted) & (slope < 0), needed - logs, np.inf)
 
 

@@ -117,8 +117,12 @@ class Findings:
 def formula(law: Law) -> str:
     """The fitted law as a formula, written around a compute near the rungs where its factor is readable."""
     power = round(law.centre / math.log(10))
-    floor = f"{_floor(law.E.value, min(law.errors))} + " if law.form == "power_with_floor" else ""
-    return f"{floor}{law.error(10.0**power) - law.E.value:.3g} · (C / 10^{power})^{law.b.value:.3f}"
+    floor = "" if law.form == "power" else f"{_floor(law.E.value, min(law.errors))} + "
+    if law.form != "shifted_power":
+        return f"{floor}{law.error(10.0**power) - law.E.value:.3g} · (C / 10^{power})^{law.b.value:.3f}"
+    factor = math.exp(law.curve.level[0] + law.curve.slope[0] * (power * math.log(10) - law.centre))
+    shift = law.shift.value / 10**power
+    return f"{floor}{factor:.3g} · (C / 10^{power} + {shift:.3g})^{law.b.value:.3f}"
 
 
 def size_formula(law: SizeLaw) -> str:
@@ -145,6 +149,9 @@ def law_numbers(law: Law) -> dict[str, Any]:
         "a_high": law.a.high,
         "E_low": law.E.low,
         "E_high": law.E.high,
+        "shift": law.shift.value,
+        "shift_low": law.shift.low,
+        "shift_high": law.shift.high,
         "noise": law.noise,
         "leave_one_out": law.leave_one_out,
         "covariance": [list(row) for row in law.covariance],

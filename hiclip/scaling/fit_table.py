@@ -53,7 +53,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     option = parser.add_argument
     known = "model, seen, parameters, unique, method, error_low, error_high"
     option(FIT_ONLY, required=True, metavar="TABLE.csv", help=f"columns compute, error; and what is known of {known}")
-    forms = "power: error = a·C^b; power_with_floor: E + a·C^b"
+    forms = "power: error = a·C^b; power_with_floor: E + a·C^b; shifted_power: E + a·(C + C0)^b"
     option("--form", choices=get_args(Form), default="power", help=forms)
     stands = "the runs that the law of compute stands on: all, the frontier, or the best of each bin of log compute"
     option("--selection", choices=get_args(Selection), default="all", help=stands)

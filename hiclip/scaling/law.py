@@ -1,7 +1,10 @@
-"""The scaling law error = E + a·C^b of a study's rungs, with bands that admit how few rungs there are.
+"""The scaling law error = E + a·(C + C₀)^b of a study's rungs, with bands that admit how few rungs there are.
 
 Cherti et al. 2022 print a and b to two decimals without a band; a bootstrap over their models leaves the exponent
 uncertain by a quarter. So every number here has its 95 % interval, and a table that cannot carry a law is refused.
+
+Forms: E = 0 and C₀ = 0 as in Cherti et al.; a floor E; and a floor with a shift C₀, below which compute does little, as
+small models near chance have it (Nezhurina et al. 2025, who write a(C + b)^c + d).
 
 Fit: Huber's loss on log residuals (`robust_fit`), so that one rung gone wrong widens the bands but does not turn the
 law; with a floor E, from many starts.
@@ -36,9 +39,9 @@ import numpy as np
 from hiclip.scaling.robust_fit import PARAMETERS, Array, Curves, Form, fit_curves
 from pipeline.jobfile import InputError
 
-LEAST_RUNGS: dict[Form, int] = {"power": 3, "power_with_floor": 5}
+LEAST_RUNGS: dict[Form, int] = {"power": 3, "power_with_floor": 5, "shifted_power": 7}
 """At least one rung more than parameters, so that there is a residual; a floor, which looks much like a smaller
-exponent, needs two."""
+exponent, needs two, and one with a shift three."""
 LEAST_RANGE = 2.0
 """Largest compute over smallest, below which the exponent is only noise."""
 
@@ -102,6 +105,11 @@ class Law:
         """Floor E, the error that no compute removes; 0 in the form without one."""
         return self._interval(lambda curves: _exp(curves.floor))
 
+    @cached_property
+    def shift(self) -> Interval:
+        """Shift C₀ of the compute; 0 in the forms without one."""
+        return self._interval(lambda curves: _exp(curves.shift + self.centre))
+
     def error(self, compute: float) -> float:
         """The law's error at `compute`."""
         return float(np.exp(self.curve.at(self._x([compute])))[0, 0])
@@ -120,7 +128,7 @@ class Law:
 
     @cached_property
     def covariance(self) -> tuple[tuple[float, ...], ...]:
-        """Covariance of (log a at the centre, b), with a floor also of log E: s²·(JᵀJ)⁻¹, J derivatives of the log law.
+        """Covariance of (log a at the centre, b), and of log E and log C₀ if fitted: s²·(JᵀJ)⁻¹, J derivatives of logs.
 
         Not that of the draws, whose tails are Student's: with n-p < 3 they have no variance.
         """

@@ -15,23 +15,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Form = Literal["power", "power_with_floor"]
+Form = Literal["power", "power_with_floor", "shifted_power"]
 Array = NDArray[np.float64]
 
-PARAMETERS: dict[Form, int] = {"power": 2, "power_with_floor": 3}
-"""Numbers that a form fits: level and slope, and a floor."""
+PARAMETERS: dict[Form, int] = {"power": 2, "power_with_floor": 3, "shifted_power": 4}
+"""Numbers that a form fits: level and slope, and a floor, and a shift of the compute."""
 
 _HUBER = 1.345  # in standard deviations: 95 % as efficient as least squares when the noise is normal
 _MAD = 1.4826  # standard deviation of normal noise over the median of its absolute deviations
 _EXACT = 1e-12  # noise of a table that lies on its law: keeps the scale of Huber's loss above zero
+_SIMPLER: dict[Form, Form] = {"power_with_floor": "power", "shifted_power": "power_with_floor"}
 _FLOOR_STARTS = 1 - np.geomspace(1, 1e-3, 12)  # floors to start from, as parts of the least error: 0 .. 0.999
+_SHIFT_STARTS = np.linspace(-0.2, 0.8, 8)  # shifts to start from, as places between the least and the largest log C
 _ROUNDS = 3  # the scale of the noise and the fit depend on each other; three rounds settle them
 _STEPS = 20
+_PATIENT_STEPS = 200  # with a shift, for one table: its valleys are long and flat, and what is measured is fitted once
 
 
 @dataclass(frozen=True)
 class Curves:
-    """S laws, one a row: log error = log(exp(floor) + exp(level + slope·x))."""
+    """S laws, one a row: log error = log(exp(floor) + exp(level + slope·u)), u = log(exp(x) + exp(shift))."""
 
     level: Array
     """(S,) log of a at the centre."""
@@ -39,20 +42,32 @@ class Curves:
     """(S,) exponent b."""
     floor: Array
     """(S,) log E; -inf for a law without a floor."""
+    shift: Array
+    """(S,) log of the compute that is added to each, around the same centre; -inf for a law without a shift."""
 
     def at(self, x: Array) -> Array:
         """(S, n) log errors at x (n,)."""
-        return np.logaddexp(self.floor[:, None], self.level[:, None] + self.slope[:, None] * x)
+        return np.logaddexp(self.floor[:, None], self.level[:, None] + self.slope[:, None] * self._shifted(x))
 
     def gradient(self, x: Array) -> Array:
-        """(S, n, 3) derivatives of `at` with respect to level, slope and floor."""
-        part = np.exp(self.level[:, None] + self.slope[:, None] * x - self.at(x))
-        return np.stack([part, part * x, 1 - part], axis=-1)
+        """(S, n, 4) derivatives of `at` with respect to level, slope, floor and shift."""
+        slope, shifted = self.slope[:, None], self._shifted(x)
+        part = np.exp(self.level[:, None] + slope * shifted - self.at(x))
+        moved = slope * np.exp(self.shift[:, None] - shifted)
+        return np.stack([part, part * shifted, 1 - part, part * moved], axis=-1)
+
+    def values(self) -> tuple[Array, Array, Array, Array]:
+        """Level, slope, floor and shift."""
+        return self.level, self.slope, self.floor, self.shift
+
+    def _shifted(self, x: Array) -> Array:
+        shifted: Array = np.logaddexp(x, self.shift[:, None])
+        return shifted
 
 
 def fit_curves(form: Form, x: Array, t: Array) -> Curves:
     """The robust fit of `form` to each of the S tables t (S, n), n above the form's number of parameters less one."""
-    return _fit_lines(x, t) if form == "power" else _fit_floors(x, t)
+    return _fit_lines(x, t) if form == "power" else _fit_bent(form, x, t)
 
 
 def _fit_lines(x: Array, t: Array) -> Curves:
@@ -65,37 +80,49 @@ def _fit_lines(x: Array, t: Array) -> Curves:
     return curves
 
 
-def _fit_floors(x: Array, t: Array) -> Curves:
-    curves = _start(x, t)
+def _fit_bent(form: Form, x: Array, t: Array) -> Curves:
+    free = PARAMETERS[form]
+    curves = _start(form, x, t)
     bend = np.full((len(t), 1), np.inf)  # least squares first; then the residuals say what an outlier is
     for _ in range(_ROUNDS):
+        fixed = curves.values()[free:]
+
+        def whole(values: Array, fixed: tuple[Array, ...] = fixed) -> Curves:
+            return Curves(*values.T, *fixed)
+
         values = refine(
-            np.stack([curves.level, curves.slope, curves.floor], axis=1),
+            np.stack(curves.values()[:free], axis=1),
             t,
             bend,
-            lambda values: Curves(*values.T).at(x),
-            lambda values: Curves(*values.T).gradient(x),
+            lambda values: whole(values).at(x),
+            lambda values: whole(values).gradient(x)[..., :free],
+            _PATIENT_STEPS if form == "shifted_power" and len(t) == 1 else _STEPS,
         )
-        curves = Curves(*values.T)
-        bend = bend_of(t - curves.at(x), PARAMETERS["power_with_floor"])
-    line = _fit_lines(x, t)  # the limit E = 0, which log E reaches only at -inf
-    better = loss_of(t - line.at(x), bend) <= loss_of(t - curves.at(x), bend)
-    return _where(better, line, curves)
+        curves = whole(values)
+        bend = bend_of(t - curves.at(x), free)
+    simpler = fit_curves(_SIMPLER[form], x, t)  # the limits E = 0 and no shift, which their logs reach only at -inf
+    better = loss_of(t - simpler.at(x), bend) <= loss_of(t - curves.at(x), bend)
+    ends = zip(simpler.values(), curves.values(), strict=True)
+    return Curves(*(np.where(better, limit, fitted) for limit, fitted in ends))
 
 
-def _start(x: Array, t: Array) -> Curves:
-    """The best of the lines through log(error - E) over a grid of floors E: the loss has valleys, so many starts."""
-    tables, starts = len(t), len(_FLOOR_STARTS)
+def _start(form: Form, x: Array, t: Array) -> Curves:
+    """The best of the lines through log(error - E) over a grid of floors E, and over one of shifts: the loss has
+    valleys, so many starts."""
+    places = _SHIFT_STARTS if form == "shifted_power" else np.array([-np.inf])
+    shifts = x.min() + (x.max() - x.min()) * places
+    tables, starts = len(t), len(_FLOOR_STARTS) * len(shifts)
     every = np.repeat(t, starts, axis=0)  # (S·starts, n)
-    floor = np.tile(np.log(np.maximum(_FLOOR_STARTS, 1e-9)), tables) + every.min(axis=1)
+    floor = np.tile(np.log(np.maximum(_FLOOR_STARTS, 1e-9)), tables * len(shifts)) + every.min(axis=1)
+    shift = np.tile(np.repeat(shifts, len(_FLOOR_STARTS)), tables)
     above = -np.expm1(np.minimum(floor[:, None] - every, -1e-12))  # (error - E) / error
-    lines = _weighted_lines(
-        x, every + np.log(above), above**2
-    )  # log error moves `above` times as much as log(error - E)
-    curves = Curves(lines.level, lines.slope, floor)
+    lines = _weighted_lines(  # log error moves `above` times as much as log(error - E)
+        np.logaddexp(x, shift[:, None]), every + np.log(above), above**2
+    )
+    curves = Curves(lines.level, lines.slope, floor, shift)
     loss = loss_of(every - curves.at(x), np.full((len(every), 1), np.inf)).reshape(tables, starts)
     best = np.arange(tables) * starts + loss.argmin(axis=1)
-    return Curves(curves.level[best], curves.slope[best], curves.floor[best])
+    return Curves(*(values[best] for values in curves.values()))
 
 
 def refine(
@@ -137,7 +164,8 @@ def _weighted_lines(x: Array, t: Array, weights: Array) -> Curves:
     middle, height = (weights * x).sum(axis=1) / total, (weights * t).sum(axis=1) / total
     away = x - middle[:, None]
     slope = (weights * away * (t - height[:, None])).sum(axis=1) / (weights * away**2).sum(axis=1)
-    return Curves(height - slope * middle, slope, np.full(len(t), -np.inf))
+    none = np.full(len(t), -np.inf)
+    return Curves(height - slope * middle, slope, none, none)
 
 
 def bend_of(residuals: Array, parameters: int) -> Array:
@@ -159,11 +187,3 @@ def loss_of(residuals: Array, bend: Array) -> Array:
     inner = np.minimum(size, bend)
     loss: Array = (inner * (2 * size - inner)).sum(axis=1)
     return loss
-
-
-def _where(rows: NDArray[np.bool_], first: Curves, second: Curves) -> Curves:
-    return Curves(
-        np.where(rows, first.level, second.level),
-        np.where(rows, first.slope, second.slope),
-        np.where(rows, first.floor, second.floor),
-    )

@@ -9,11 +9,14 @@ Letters: S tables, n rungs. Sizes and pairs are logs around a centre of their ow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import nnls
 
-from hiclip.scaling.robust_fit import Array, Form, bend_of, loss_of, refine
+from hiclip.scaling.robust_fit import Array, bend_of, loss_of, refine
+
+SizeForm = Literal["power", "power_with_floor"]
 
 _EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2)  # of both terms: the loss has valleys, so many starts
 _REPEATS = (1.0, 5.0, 20.0)  # R* to start from; Muennighoff et al. find 15 for language
@@ -88,12 +91,12 @@ def _worth(extra: Array, repeat: Array) -> tuple[Array, Array]:
     return np.log1p(own) - np.log1p(extra), slope / (1 + own)
 
 
-def parameters_of(form: Form, repeats: bool) -> int:
+def parameters_of(form: SizeForm, repeats: bool) -> int:
     """Numbers that are fitted."""
     return 4 + (form == "power_with_floor") + repeats
 
 
-def fit_sizes(form: Form, runs: Runs, t: Array, repeats: bool, starts: SizeCurves | None = None) -> SizeCurves:
+def fit_sizes(form: SizeForm, runs: Runs, t: Array, repeats: bool, starts: SizeCurves | None = None) -> SizeCurves:
     """The robust fit to each of the S tables t (S, n): from `starts`, one a table, or of one table from many."""
     free = free_of(form, repeats)
     found = [_fitted(free, runs, t, _starts(form, runs, t, repeats) if starts is None else starts, starts is None)]
@@ -111,7 +114,7 @@ def fit_sizes(form: Form, runs: Runs, t: Array, repeats: bool, starts: SizeCurve
     return best
 
 
-def free_of(form: Form, repeats: bool) -> list[int]:
+def free_of(form: SizeForm, repeats: bool) -> list[int]:
     """Which of the six numbers are fitted."""
     return [*([0] if form == "power_with_floor" else []), 1, 2, 3, 4, *([5] if repeats else [])]
 
@@ -150,7 +153,7 @@ def _refined(values: Array, free: list[int], runs: Runs, t: Array, bend: Array, 
     return out
 
 
-def _starts(form: Form, runs: Runs, t: Array, repeats: bool) -> SizeCurves:
+def _starts(form: SizeForm, runs: Runs, t: Array, repeats: bool) -> SizeCurves:
     """For a grid of exponents the terms that fit one table t (1, n) best, none below 0: a linear problem."""
     errors, found = np.exp(t[0]), []
     for repeat in np.log(_REPEATS) if repeats else (np.inf,):

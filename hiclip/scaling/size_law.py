@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from hiclip.scaling.law import Interval, LawError, picture_moves
-from hiclip.scaling.robust_fit import Array, Form
-from hiclip.scaling.size_fit import Runs, SizeCurves, fit_sizes, free_of, parameters_of
+from hiclip.scaling.robust_fit import Array
+from hiclip.scaling.size_fit import Runs, SizeCurves, SizeForm, fit_sizes, free_of, parameters_of
 
 LEAST_RANGE = 2.0
 """Largest N over smallest, and D likewise, below which an exponent is only noise."""
@@ -34,7 +34,7 @@ _LEAST_REPEATING = 3
 class SizeLaw:
     """A fitted law of size and pairs."""
 
-    form: Form
+    form: SizeForm
     sizes: tuple[float, ...]
     """N of each rung."""
     pairs: tuple[float, ...]
@@ -167,7 +167,7 @@ def fit_size_law(
     sizes: Sequence[float],
     pairs: Sequence[float],
     errors: Sequence[float],
-    form: Form = "power_with_floor",
+    form: SizeForm = "power_with_floor",
     draws: int = 2000,
     seed: int = 0,
     unique: Sequence[float] | None = None,
@@ -205,7 +205,7 @@ def fit_size_law(
 
 
 def check_size_rungs(
-    sizes: Sequence[float], pairs: Sequence[float], errors: Sequence[float], form: Form, repeats: bool
+    sizes: Sequence[float], pairs: Sequence[float], errors: Sequence[float], form: SizeForm, repeats: bool
 ) -> None:
     """Raises LawError unless a law of size and pairs can be fitted to these rungs."""
     for what, values in (("size", sizes), ("number of pairs", pairs), ("error", errors)):

@@ -93,7 +93,7 @@ def _figures(findings: Findings) -> str:
         (f"{found.law.b.value:.3f}", f"exponent b{_of(found)}, {found.law.b.low:.3f} to {found.law.b.high:.3f}")
         for found in findings.methods
     ]
-    if law.form == "power_with_floor":
+    if law.form != "power":
         boxes += [
             (f"{found.law.E.value:.3g}", f"floor E{_of(found)}, {found.law.E.low:.3g} to {found.law.E.high:.3g}")
             for found in findings.methods
@@ -136,8 +136,10 @@ def _law_text(findings: Findings, found: MethodFindings) -> str:
 def _law_table(found: MethodFindings) -> str:
     law = found.law
     rows = [["exponent b", *_interval(law.b)], ["factor a at C = 1", *_interval(law.a)]]
-    if law.form == "power_with_floor":
+    if law.form != "power":
         rows.append(["floor E", *_interval(law.E)])
+    if law.form == "shifted_power":
+        rows.append(["shift C₀", *_interval(law.shift)])
     rows.append(["scatter of one rung around the law", f"{law.noise:.2%}", "", ""])
     forms = [
         [fit.form, f"{fit.parameters}", f"{fit.aicc:.1f}", f"{fit.weight:.2f}", f"{fit.leave_one_out:.2%}"]

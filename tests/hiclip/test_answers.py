@@ -32,6 +32,18 @@ def test_the_ratio_is_the_share_of_compute(share: float, floor: float) -> None:
         assert found.ratio.value == pytest.approx(share, rel=1e-4)
 
 
+def shifted(share: float, worse: float = 1.0) -> Law:
+    """Of error = 0.3 + 2·worse·((C / share + 5·10^12) / 10^12)^-0.2."""
+    errors = 0.3 + 2 * worse * (COMPUTES / share / 1e12 + 5) ** -0.2
+    return fit_law(COMPUTES.tolist(), errors.tolist(), "shifted_power", draws=50)
+
+
+def test_the_ratio_of_shifted_laws_is_the_share_of_compute_too() -> None:
+    for compute in (1e12, 1e14, 1e16):
+        assert compute_ratio(shifted(0.4), shifted(1.0), compute).ratio.value == pytest.approx(0.4, rel=1e-2)
+    assert compute_ratio(shifted(1.0), shifted(1.0, worse=3), 1e12).ratio.value == 0, "better than that untrained"
+
+
 def test_coverage_of_the_ratio() -> None:
     """The 95 % interval of the ratio holds it in 92 to 98 % of 500 pairs of tables."""
     held = 0
