@@ -16,8 +16,8 @@ CHAOS := jobs/walk/pretrain.yaml model.width=64 model.depth=1 checkpoints.every_
 run: setup       ## the walk: build, pretrain, evaluate, scale on the sample crawl
 	@jobs/walk/walk.sh
 
-test: setup      ## every test, real parts only
-	@$(BIN)/python -m pytest
+test: setup      ## every test, real parts only; two files at a time, for each waits for processes most of its time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: setup     ## kills builds, then a run, then a run on an S3 that fails: all end as the undisturbed ones
 	@test -e runs/walk/build/manifest.json || ./jobs/walk/build.yaml

@@ -42,6 +42,7 @@ from hiclip.scaling.study_folder import (
     RESULT,
     TABLE,
     Study,
+    dataset_key,
     finished,
     open_study,
     predict,
@@ -68,13 +69,13 @@ def scale(job: ScaleJob) -> str:
     ladder = read_ladder(job)
     searched = searched_rungs(job, ladder)
     budget = check_budget(job, ladder, searched)
-    job.error.set.load()  # or every rung would be trained before one finds that it cannot be asked
-    plans = {rung.id: stream_plan(rung.job).fingerprint for rung in ladder.all}  # says what a dataset lacks
+    asked = job.error.set.load().fingerprint  # or every rung would be trained before one finds that it cannot be asked
+    rungs = (*ladder.all, *searched)
+    datasets = {dataset_key(rung): stream_plan(rung.job).fingerprint for rung in rungs}  # says what one lacks
     if not folder(job.out).exists(RESULT):
         check_reachable(job.mlflow, job.out)
-    study = open_study(
-        job, ladder, next(iter(plans.values())), Purse(budget, _planned(job, ladder, searched), job.concurrent)
-    )
+    purse = Purse(budget, _planned(job, ladder, searched), job.concurrent)
+    study = open_study(job, ladder, datasets, asked, purse)
     earlier = _finished(study, searched)
     if earlier is not None:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}", markup=False)
@@ -168,7 +169,7 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
         trial_s=time.monotonic() - began,
         checkpoint=run.checkpoint,
         error_draws=tuple(float(f"{one:.7g}") for one in drawn),
-        question=study.question,
+        question=study.question(rung),
     )
     record = open_tracker(job.mlflow, job.out, job.name, run.mlflow_run_id)
     record.metrics({"error": error, "compute": run.train_flops}, run.seen)

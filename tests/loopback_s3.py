@@ -40,7 +40,7 @@ def bucket(name: str) -> Iterator[str]:
 
 
 def _wait_for(port: int) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 180
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

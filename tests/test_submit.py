@@ -36,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield known | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         head.terminate()
-        head.wait(timeout=30)
+        head.wait(timeout=90)
         log.close()
 
 
@@ -74,7 +74,7 @@ def test_ray_job_stop_waits_for_a_driver_that_saves(cluster: dict[str, str], tmp
     script.write_text(_SLOW_TO_END)
     sent = _submitted(cluster, "--no-wait", "--submission-id=slow", "--", "python", str(script))
     assert sent.returncode == 0, sent.stdout
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while "ready\n" not in _job(cluster, "logs", "slow") and time.monotonic() < until:
         time.sleep(0.5)
     assert "Job 'slow' was stopped" in _job(cluster, "stop", "slow")
@@ -83,13 +83,13 @@ def test_ray_job_stop_waits_for_a_driver_that_saves(cluster: dict[str, str], tmp
 
 def _job(cluster: dict[str, str], *words: str) -> str:
     return subprocess.run(
-        [BIN / "ray", "job", *words], env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=120,
+        [BIN / "ray", "job", *words], env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=240,
         stderr=subprocess.STDOUT, check=True,
     ).stdout  # fmt: skip
 
 
 def _submitted(cluster: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while True:
         said = subprocess.run(
             [BIN / "ray", "job", "submit", *words],
@@ -102,7 +102,7 @@ def _submitted(cluster: dict[str, str], *words: str) -> subprocess.CompletedProc
 
 def _wait_for(port: int, head: subprocess.Popen[bytes]) -> None:
     """Until the head's job server listens."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while time.monotonic() < until:
         assert head.poll() is None, "the head ended"
         with socket.socket() as one:

@@ -56,7 +56,7 @@ def _rank(place: str, rank: int, world: int, source: str, function: str, argumen
     torch.set_num_threads(1)
     try:
         store = dist.FileStore(f"{place}/meeting", world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=180))
         result = getattr(_module(source), function)(*pickle.loads(arguments))
         Path(place, f"{rank}.result").write_bytes(pickle.dumps(result))
         dist.destroy_process_group()

@@ -4,7 +4,8 @@ Cherti et al. 2022 print a and b to two decimals without a band; a bootstrap ove
 uncertain by a quarter. So every number here has its 95 % interval, and a table that cannot carry a law is refused.
 
 Forms: E = 0 and C₀ = 0 as in Cherti et al.; a floor E; and a floor with a shift C₀, below which compute does little, as
-small models near chance have it (Nezhurina et al. 2025, who write a(C + b)^c + d).
+small models near chance have it (Nezhurina et al. 2025, who write a(C + b)^c + d). C₀ is no larger than the geometric
+middle of the computes: beyond the rungs it would make an exponential of the power.
 
 Fit: Huber's loss on log residuals (`robust_fit`), so that one rung gone wrong widens the bands but does not turn the
 law; with a floor E, from many starts.

@@ -8,7 +8,7 @@ Letters: S tables, n rungs. x (n,) is log compute around a centre, t (S, n) are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,7 @@ _MAD = 1.4826  # standard deviation of normal noise over the median of its absol
 _EXACT = 1e-12  # noise of a table that lies on its law: keeps the scale of Huber's loss above zero
 _SIMPLER: dict[Form, Form] = {"power_with_floor": "power", "shifted_power": "power_with_floor"}
 _FLOOR_STARTS = 1 - np.geomspace(1, 1e-3, 12)  # floors to start from, as parts of the least error: 0 .. 0.999
-_SHIFT_STARTS = np.linspace(-0.2, 0.8, 8)  # shifts to start from, as places between the least and the largest log C
+_SHIFT_STARTS = np.linspace(-0.2, 0.5, 8)  # shifts to start from, as places between the least and the largest log C
 _ROUNDS = 3  # the scale of the noise and the fit depend on each other; three rounds settle them
 _STEPS = 20
 _PATIENT_STEPS = 200  # with a shift, for one table: its valleys are long and flat, and what is measured is fitted once
@@ -97,6 +97,8 @@ def _fit_bent(form: Form, x: Array, t: Array) -> Curves:
             lambda values: whole(values).at(x),
             lambda values: whole(values).gradient(x)[..., :free],
             _PATIENT_STEPS if form == "shifted_power" and len(t) == 1 else _STEPS,
+            # A shift above the rungs makes an exponential of the power: the upper half has to follow it.
+            (np.inf, np.inf, np.inf, (x.min() + x.max()) / 2)[:free],
         )
         curves = whole(values)
         bend = bend_of(t - curves.at(x), free)
@@ -132,15 +134,17 @@ def refine(
     at: Callable[[Array], Array],
     gradient: Callable[[Array], Array],
     steps: int = _STEPS,
+    most: Sequence[float] | None = None,
 ) -> Array:
     """(S, P) values after Levenberg-Marquardt steps with Huber's weights, each table's taken only if its loss falls.
 
-    at: (S, P) to (S, n) log errors. gradient: to (S, n, P). bend: (S, 1), see `bend_of`.
+    at: (S, P) to (S, n) log errors. gradient: to (S, n, P). bend: (S, 1), see `bend_of`. most: (P,) what none exceeds.
     """
     damping = np.full(len(t), 1e-4)
     loss = loss_of(t - at(values), bend)
     for _ in range(steps):
         moved = values + _step(t - at(values), gradient(values), bend, damping)
+        moved = moved if most is None else np.minimum(moved, most)
         moved_loss = loss_of(t - at(moved), bend)
         lower = moved_loss <= loss
         values, loss = np.where(lower[:, None], moved, values), np.where(lower, moved_loss, loss)

@@ -86,9 +86,9 @@ class Failure(Settings):
     """Where it happened, for who looks into it."""
 
 
-def question(manifest_fingerprint: str, error: ErrorSettings) -> str:
-    """Hex sha256 of what a row's error depends on besides its rung."""
-    return digest(manifest_fingerprint, error.model_dump(mode="json"))
+def question(manifest_fingerprint: str, set_fingerprint: str, error: ErrorSettings) -> str:
+    """Hex sha256 of what a row's error depends on besides its rung: what it was trained on, and what it was asked."""
+    return digest(manifest_fingerprint, set_fingerprint, error.model_dump(mode="json"))
 
 
 def digest(*parts: Any) -> str:

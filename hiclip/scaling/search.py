@@ -93,7 +93,13 @@ def _planned(study: Study, settings: SearchSettings, rung: Rung, parent_run_id: 
     how = settings.model_dump(mode="json", include={"judged_by", "scheduler", "reduction_factor"})
     place = study.place.child(f"methods/{rung.method}") if rung.method else study.place
     return _Plan(
-        study, place, settings, variants(rung, settings), points, digest(study.question, how, points), parent_run_id
+        study,
+        place,
+        settings,
+        variants(rung, settings),
+        points,
+        digest(study.question(rung), how, points),
+        parent_run_id,
     )
 
 

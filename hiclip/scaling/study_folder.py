@@ -12,7 +12,7 @@ result.json         all numbers, written last
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,25 +55,27 @@ class Study:
     job: ScaleJob
     ladder: Ladder
     place: Folder
-    manifest_fingerprint: str
+    datasets: Mapping[str, str]
+    """Fingerprint of what a rung is trained on, by `dataset_key`."""
+    set_fingerprint: str
+    """Of the evaluation set's questions."""
     asked: SetSettings
     """The job's evaluation set, its path absolute."""
     purse: Purse
 
-    @property
-    def question(self) -> str:
+    def question(self, rung: Rung) -> str:
         """See `rung_table.question`."""
-        return question(self.manifest_fingerprint, self.job.error)
+        return question(self.datasets[dataset_key(rung)], self.set_fingerprint, self.job.error)
 
     @property
     def key(self) -> str:
         """Hex sha256 of everything that the study's numbers depend on."""
         own = job_fingerprint(self.job, leave_out=_NOT_THE_RESULT)
-        return digest(own, [rung.id for rung in self.ladder.all], self.question)
+        return digest(own, [(rung.id, self.question(rung)) for rung in self.ladder.all])
 
     def row(self, rung: Rung) -> Row | None:
         """What was measured of a rung, if it was."""
-        return stored(self.place, rung, self.question)
+        return stored(self.place, rung, self.question(rung))
 
     def missing(self, rungs: Sequence[Rung]) -> list[Rung]:
         """Those of the rungs that were not measured yet."""
@@ -84,12 +86,17 @@ class Study:
         return tuple(point_of(row) for rung in rungs if (row := self.row(rung)) is not None)
 
 
-def open_study(job: ScaleJob, ladder: Ladder, manifest_fingerprint: str, purse: Purse) -> Study:
+def dataset_key(rung: Rung) -> str:
+    """What tells the data of two rungs apart."""
+    return digest(rung.job.data.model_dump(mode="json"))
+
+
+def open_study(job: ScaleJob, ladder: Ladder, datasets: Mapping[str, str], set_fingerprint: str, purse: Purse) -> Study:
     """Makes the study's folder and notes the job there."""
     place = Folder(absolute(job.out)).make()
     place.write_text("job.yaml", resolved_yaml(job))
     asked = job.error.set.model_copy(update={"root": absolute(job.error.set.root)})
-    return Study(job, ladder, place, manifest_fingerprint, asked, purse)
+    return Study(job, ladder, place, datasets, set_fingerprint, asked, purse)
 
 
 def finished(study: Study) -> dict[str, Any] | None:

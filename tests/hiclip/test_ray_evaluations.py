@@ -84,7 +84,7 @@ def test_what_was_evaluated_is_not_evaluated_again_and_every_due_one_is(
         recorded.append(seen)
 
     def wait_for(count: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(recorded) < count:
             assert time.monotonic() < deadline, recorded
             time.sleep(0.05)
@@ -116,7 +116,7 @@ def test_a_store_that_takes_nothing_ends_neither_training_nor_its_evaluations(
     (tmp_path / "run" / FOLDER).write_text("a file stands where the folder should be")
     recorded: list[int] = []
     with Evaluations(job_of(place, tmp_path / "run"), lambda _, seen: recorded.append(seen), lambda _: None):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not caplog.records:
             assert time.monotonic() < deadline
             time.sleep(0.05)

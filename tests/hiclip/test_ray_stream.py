@@ -350,7 +350,7 @@ def test_closing_ends_the_execution_and_its_tasks(dataset: str) -> None:
         assert [step.step for step in itertools.islice(stream, 3)] == [0, 1, 2]
         assert len(executions()) == 1
     assert executions() == []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 4

@@ -28,7 +28,8 @@ from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import BudgetSpentError, Purse
 from hiclip.scaling.study_bill import Budget
-from hiclip.scaling.study_folder import Study, finished, open_study, predict, write_findings
+from hiclip.scaling.study_folder import Study, dataset_key, finished, open_study, predict, write_findings
+from hiclip.training.history import from_csv
 from pipeline.jobfile import make_job, resolved_yaml
 
 
@@ -207,7 +208,7 @@ def measured(study: Study, rung: Rung, error: float) -> Row:
         pairs_per_s=1.0,
         trial_s=2.0,
         checkpoint="nowhere",
-        question=study.question,
+        question=study.question(rung),
     )
 
 
@@ -219,7 +220,9 @@ def _found(study: Study) -> MethodFindings:
 def study(place: Path, tmp_path: Path) -> Study:
     """A study whose rungs are measured: error = 5·(C / 10^6)^-0.1."""
     job = make_job(content(place, tmp_path / "study"), ScaleJob, "study")
-    opened = open_study(job, read_ladder(job), "f" * 64, Purse(Budget(), {}, 1))
+    ladder = read_ladder(job)
+    datasets = {dataset_key(rung): "f" * 64 for rung in ladder.all}
+    opened = open_study(job, ladder, datasets, "e" * 64, Purse(Budget(), {}, 1))
     for rung in opened.ladder.rungs:
         store(opened.place, measured(opened, rung, 5 * (rung.compute / 1e6) ** -0.1))
     return opened
@@ -244,7 +247,8 @@ def test_a_prediction_stands_once_it_is_made(study: Study) -> None:
 def test_a_row_answers_no_other_question(study: Study) -> None:
     rung = study.ladder.rungs[0]
     assert study.row(rung) is not None
-    assert replace(study, manifest_fingerprint="0" * 64).row(rung) is None
+    assert replace(study, datasets={dataset_key(rung): "0" * 64}).row(rung) is None
+    assert replace(study, set_fingerprint="0" * 64).row(rung) is None
     other = study.job.error.model_copy(update={"metric": "loss"})
     assert replace(study, job=study.job.model_copy(update={"error": other})).row(rung) is None
     study.place.write_text(f"rungs/{rung.id}.json", '{"rung": "torn')
@@ -340,6 +344,21 @@ def test_methods_are_searched_each_and_compared(
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
+def test_a_rung_may_be_two_workers_with_deepspeed(ray_session: None, place: Path, tmp_path: Path) -> None:
+    large = {"schedule.pairs": 128, "engine.name": "deepspeed", "workers.count": 2}
+    ladder = {"rungs": [{"schedule.pairs": 32}, {"schedule.pairs": 64}, large]}
+    job = content(place, tmp_path / "study", ladder=ladder, held_out=None)
+    assert command(job, tmp_path / "scale.yaml") == 0
+    result = json.loads((tmp_path / "study/result.json").read_text())
+    assert result["law"]["rungs"] == 3
+    workers = [
+        {step.workers for step in from_csv((tmp_path / "study/rungs" / row["rung"] / "losses.csv").read_text())}
+        for row in result["rungs"]
+    ]
+    assert workers == [{1}, {1}, {2}]
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1
 @pytest.mark.parametrize("lawless", ["hiclip", "clip"])
 def test_a_method_without_a_law_takes_none_from_the_others(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lawless: str
@@ -348,7 +367,8 @@ def test_a_method_without_a_law_takes_none_from_the_others(
     asked = content(place, out, methods={"hiclip": {}, "clip": {"model.image_hierarchy": False}})
     job = make_job(asked, ScaleJob, "study")
     ladder = read_ladder(job)
-    study = open_study(job, ladder, stream_plan(ladder.rungs[0].job).fingerprint, Purse(Budget(), {}, 1))
+    datasets = {dataset_key(rung): stream_plan(rung.job).fingerprint for rung in ladder.all}
+    study = open_study(job, ladder, datasets, job.error.set.load().fingerprint, Purse(Budget(), {}, 1))
     for rung in ladder.all:  # all are measured: nothing is left to be trained
         error = 0.0 if rung.method == lawless else 5 * (rung.compute / 1e6) ** -0.1
         row = measured(study, rung, error)

@@ -18,7 +18,7 @@ from small_dataset import small_dataset
 from small_run import small_job
 
 from hiclip.pretrain import pretrain
-from hiclip.scaling.ladder import Rung, read_ladder
+from hiclip.scaling.ladder import Rung, read_ladder, searched_rungs
 from hiclip.scaling.loss_curve import LossCurve, comparisons
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.search import search
@@ -27,7 +27,7 @@ from hiclip.scaling.search_settings import SearchSettings
 from hiclip.scaling.search_trials import Search, SearchFailedError, Tried, best_of, drawn, variants
 from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_bill import Budget
-from hiclip.scaling.study_folder import Study, open_study
+from hiclip.scaling.study_folder import Study, dataset_key, open_study
 from hiclip.scaling.transfer import Best, transferred
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
@@ -227,7 +227,9 @@ def study(place: Path, tmp_path: Path) -> Study:
         },
     }
     job = make_job(content, ScaleJob, "study")
-    return open_study(job, read_ladder(job), "f" * 64, Purse(Budget(), {}, 1))
+    ladder = read_ladder(job)
+    datasets = {dataset_key(rung): "f" * 64 for rung in (*ladder.all, *searched_rungs(job, ladder))}
+    return open_study(job, ladder, datasets, "e" * 64, Purse(Budget(), {}, 1))
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow 3.17 with SQLAlchemy 2.1

@@ -111,7 +111,7 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path) -> None:
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update",
              f"--user-data-dir={tmp_path}"]  # fmt: skip
-    done = subprocess.run([CHROMIUM, *quiet, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([CHROMIUM, *quiet, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=180)
     assert "<title>Build of tiny &amp; &lt;b&gt;</title>" in done.stdout
     assert len(re.findall(r'<div class="step">', done.stdout)) == 4
     assert len(re.findall(r"<figure", done.stdout)) == 9

@@ -405,4 +405,4 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         port = int(said.partition("127.0.0.1:")[2].partition(";")[0])
         assert ask(port, "http://tuxpaint.crawl.example/nothing")[0].status == 404
         server.send_signal(signal.SIGINT)
-        assert server.wait(5) == 0
+        assert server.wait(30) == 0
