@@ -4,13 +4,14 @@ answers that follow from them. The same for our own rungs and for somebody else'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hiclip.scaling.chosen_rungs import Selection, chosen_rungs
-from hiclip.scaling.compute_ratio import ComputeRatio, compute_ratio
+from hiclip.scaling.compute_ratio import ComputeRatio, common_computes, compute_ratio
 from hiclip.scaling.form_choice import FormChoice, choose_form
 from hiclip.scaling.law import Law, LawError, check_numbers, fit_law
 from hiclip.scaling.optimum import Optimum, PairCost, compute_optimal, pair_cost
@@ -99,13 +100,15 @@ def analyse(points: Sequence[Point], how: Analysis, methods: Sequence[str] = ())
 
 
 def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
-    """The first method against each other: in the middle of the computes that both have reached, and at their end."""
+    """The first method against each other: in the middle of the computes that both have reached, and at their end.
+
+    One whose rungs have no compute in common with the first's is left out: beyond them the form itself is a guess.
+    """
     first, *others = found
     ratios = []
     for other in others:
-        least = max(min(first.law.computes), min(other.law.computes))
-        most = min(max(first.law.computes), max(other.law.computes))
-        places = ((least * most) ** 0.5, most) if least < most else (most,)
+        least, most = common_computes(first.law, other.law)
+        places = (math.sqrt(least) * math.sqrt(most), most) if least < most else (most,) if least == most else ()
         ratios += [compute_ratio(first.law, other.law, at, first.method, other.method) for at in places]
     return tuple(ratios)
 

@@ -52,6 +52,11 @@ class ComputeRatio:
         return own | {"ratio": ends.pop("value"), **ends, "told_apart": self.told_apart}
 
 
+def common_computes(law: Law, other: Law) -> tuple[float, float]:
+    """Least and most compute that the rungs of both laws have reached; the first is the larger where they have none."""
+    return max(min(law.computes), min(other.computes)), min(max(law.computes), max(other.computes))
+
+
 def compute_ratio(law: Law, other: Law, compute: float, method: str = "", other_method: str = "") -> ComputeRatio:
     """The ratio at one compute of `other`. Both laws need equally many draws, made with different seeds."""
     return ComputeRatio(method, other_method, compute, other.error(compute), ratio_curve(law, other, [compute])[0])
@@ -83,4 +88,4 @@ def _ratios(curves: Curves, centre: float, others: Curves, other_centre: float, 
 def _said(ratio: float) -> str:
     if math.isinf(ratio):
         return "any multiple"
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.3g}"
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else f"{ratio:.2g}" if ratio < 0.1 else f"{ratio:.3g}"

@@ -76,6 +76,11 @@ class Findings:
         if self.not_run:
             said.append(f"'{self.not_run}' was not run: no law predicts it")
         said += [ratio.sentence() for ratio in self.ratios]
+        said += [
+            f"{self.methods[0].method} and {found.method} are not compared: their rungs have no compute in common"
+            for found in self.methods[1:]
+            if all(ratio.other != found.method for ratio in self.ratios)
+        ]
         if self.failures:
             said.append(f"Without {' and '.join(failure.name for failure in self.failures)}, which failed")
         return " ".join(f"{one}." for one in said)

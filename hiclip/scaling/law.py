@@ -227,7 +227,8 @@ def check_computes(computes: Sequence[float], form: Form) -> None:
         if computes[other] <= computes[one] * (1 + 1e-9):
             raise LawError(
                 f"rungs {one + 1} and {other + 1} have equal compute {computes[one]:.4g}: "
-                "a law of compute cannot tell them apart; change or leave out one"
+                "a law of compute cannot tell them apart; change or leave out one, or let the better one stand for "
+                "both (selection: frontier)"
             )
     span = max(computes) / min(computes)
     if span < LEAST_RANGE:

@@ -60,6 +60,8 @@ def _point(where: str, line: Mapping[str | None, str | None]) -> Point:
             f"{where}: method: expected letters, digits, _ . + - (it names files), came {words['method']!r}"
         )
     low, high = numbers["error_low"], numbers["error_high"]
+    if (low is not None and low > error) or (high is not None and high < error):
+        raise TableError(f"{where}: expected error_low <= error <= error_high, came {low}, {error}, {high}")
     model = words["model"]
     return Point(
         name=words["name"] or ", ".join(part for part in (model, _seen(numbers["seen"])) if part) or f"{compute:.4g}",

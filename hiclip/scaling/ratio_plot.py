@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hiclip.scaling.compute_ratio import ratio_curve
+from hiclip.scaling.compute_ratio import common_computes, ratio_curve
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.plot_style import INK, METHODS, dress, legend_below, log_ticks_across, log_ticks_up, new_figure, png
 
@@ -12,17 +12,16 @@ _HIGHEST = 100.0  # drawn for a ratio without an end
 
 
 def ratio_png(findings: Findings) -> bytes:
-    """The plot as PNG; there must be two methods. Dashed beyond the rungs of either."""
+    """The plot as PNG, of the methods that are compared. Dashed beyond the rungs of either."""
     first, *others = findings.methods
     figure = new_figure(height=3.8)
     axes = figure.add_subplot()
     axes.axhline(1, color=INK, linewidth=1, zorder=1)
     for number, other in enumerate(others, 1):
         colour = METHODS[number % len(METHODS)]
-        common = (
-            max(min(first.law.computes), min(other.law.computes)),
-            min(max(first.law.computes), max(other.law.computes)),
-        )
+        if all(ratio.other != other.method for ratio in findings.ratios):
+            continue
+        common = common_computes(first.law, other.law)
         line = np.geomspace(common[0], common[1] * 3, 60)
         curve = ratio_curve(first.law, other.law, line.tolist())
         value, low, high = (

@@ -14,7 +14,7 @@ LAW, RESIDUALS, RATIO = "law.png", "residuals.png", "compute_ratio.png"
 def pictures(findings: Findings) -> dict[str, bytes]:
     """File name -> PNG, in the order in which a page shows them."""
     drawn = {LAW: law_png(findings), RESIDUALS: residual_png(findings)}
-    if len(findings.methods) > 1:
+    if findings.ratios:
         drawn[RATIO] = ratio_png(findings)
     for found in findings.methods:
         if found.size_law is not None:

@@ -81,6 +81,19 @@ def test_a_method_of_too_few_runs_is_refused_alone(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "few-law").exists()
 
 
+def test_methods_without_a_compute_in_common_are_not_compared(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "runs.csv",
+        law_rows(method="hiclip") + [{**row, "compute": row["compute"] * 1e6} for row in law_rows(method="clip")],
+    )
+    assert command("--fit-only", str(table), "--draws", "200") == 0
+    out = tmp_path / "runs-law"
+    result = json.loads((out / "result.json").read_text())
+    assert result["ratios"] == []
+    assert "hiclip and clip are not compared: their rungs have no compute in common" in result["sentence"]
+    assert not (out / "compute_ratio.png").exists()
+
+
 def test_methods_are_compared_and_sizes_answered(tmp_path: Path) -> None:
     rows = []
     for method, share in (("hiclip", 0.6), ("clip", 1.0)):
@@ -134,6 +147,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
     ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
+    ("compute,error,error_low\n1,2,3\n", "line 2: expected error_low <= error <= error_high, came 3.0, 2.0, None"),
     ("compute,error,method\n1,2,a\n9,1,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),
 ]
 
