@@ -138,6 +138,8 @@ def _written(location: Sequence[int | str], content: object) -> str:
     here: object = content
     for part in location:
         keyed = _keyed(here)
+        if str(part).startswith("["):
+            continue  # pydantic's "[key]" behind a key that is itself the mistake, or the tag of a mapping of any keys
         if part not in keyed and (keyed.get("name") == part or not isinstance(here, Mapping)):
             continue  # the tag of a section, or the kind that a value or a list was tried as
         here = keyed.get(part, {})

@@ -16,9 +16,11 @@ _LONGEST_REASON = 200  # characters of an error that are repeated
 
 def tracking_uri(settings: MlflowSettings, out: str) -> str:
     """`MLFLOW_TRACKING_URI`, else the job's, else an SQLite file in the folder above `out` (runs/ if out is remote)."""
-    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
-    if given:
-        return given
+    return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri or file_above(out)
+
+
+def file_above(out: str) -> str:
+    """Address of the SQLite file in the folder above `out`."""
     place = absolute(out)
     above = absolute("runs") if "://" in place else str(Path(place).parent)
     return f"sqlite:///{above}/mlflow.db"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hiclip.data.mixture import datasets_of, fingerprint_of, mixture_of
 from hiclip.evaluation.columns import AskedColumns, ask_columns
-from hiclip.evaluation.evaluate_job import EvaluateJob
+from hiclip.evaluation.evaluate_job import EvaluateJob, HierarchySettings
 from hiclip.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from hiclip.evaluation.evaluation_set import EvaluationSet
 from hiclip.evaluation.heads.head_task import head_label
@@ -36,8 +36,20 @@ _WITHOUT = {
 
 
 @dataclass(frozen=True)
+class Questions:
+    """What a job asks of any checkpoint."""
+
+    contents: tuple[EvaluationSet, ...]
+    probed: tuple[tuple[EvaluationSet, EvaluationSet], ...]
+    heads: tuple[AskedHead, ...]
+    trees: tuple[GivenTree, ...]
+    outlines: tuple[Outlined, ...]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Asked:
-    """What a job asks, read and checked before anything is computed."""
+    """What a job asks of one checkpoint, read and checked before anything is computed."""
 
     job: EvaluateJob
     model: EvaluatedModel
@@ -47,7 +59,8 @@ class Asked:
     trees: tuple[GivenTree, ...]
     outlines: tuple[Outlined, ...]
     missing: dict[str, str]
-    """Sets whose root is not there: name -> what was looked for. They are told of beside the results of the others."""
+    """Sets whose root is not there, and hierarchies that the model has not: name -> why. They are told of beside the
+    results of the others."""
     datasets: tuple[str, ...]
     """Where the training data lies, if anything looks at it; several if it was mixed."""
     dataset_fingerprint: str | None
@@ -109,7 +122,7 @@ class Asked:
     def hierarchy_questions(self) -> dict[str, str]:
         """Fingerprints of the given trees and of the pictures with masks, which hold for every model."""
         masks = self.job.hierarchy and self.job.hierarchy.masks
-        segments = [masks.void, *self.outlines] if masks else []
+        segments = [masks.void, *self.outlines] if masks and self.outlines else []
         trees = [(tree.words, sorted(tree.spans)) for tree in self.trees]
         given: dict[str, Sequence[object]] = {"parsing": trees, "segments": segments}
         return {name: _digest(name, repr(asked)) for name, asked in given.items() if asked}
@@ -120,15 +133,65 @@ class Asked:
 
 
 def ask(job: EvaluateJob) -> Asked:
-    """Reads what a job names. Raises CheckpointError or DatasetError for what is missing or altered."""
+    """Reads what a job of one checkpoint names. CheckpointError or DatasetError for what is missing or altered."""
+    model = _model(job)
+    trees, outlines, without = _readable(job, model)
+    if without:
+        raise JobError(next(iter(without.values())))
+    return _asked(job, model, _questions(job, trees, outlines))
+
+
+def ask_each(jobs: Mapping[str, EvaluateJob]) -> dict[str, Asked]:
+    """The same of jobs that differ in their checkpoint alone: what they ask is read once.
+
+    Given trees or masks are missing for a model without affinities, if another one has some.
+    """
+    models = {name: _model(job) for name, job in jobs.items()}
+    readable = {name: _readable(job, models[name]) for name, job in jobs.items()}
+    everything = _questions(
+        next(iter(jobs.values())),
+        trees=any(trees for trees, _, _ in readable.values()),
+        outlines=any(outlines for _, outlines, _ in readable.values()),
+    )
+    found = {}
+    for name, job in jobs.items():
+        trees, outlines, without = readable[name]
+        questions = replace(
+            everything,
+            trees=everything.trees if trees else (),
+            outlines=everything.outlines if outlines else (),
+            missing=everything.missing | without,
+        )
+        found[name] = _asked(job, models[name], questions)
+    return found
+
+
+def _model(job: EvaluateJob) -> EvaluatedModel:
+    assert isinstance(job.checkpoint, str)
     named = job.checkpoint.startswith(("runs:/", "models:/"))
-    model = evaluated_model(recorded_checkpoint(job.mlflow, job.out, job.checkpoint) if named else job.checkpoint)
+    return evaluated_model(recorded_checkpoint(job.mlflow, job.out, job.checkpoint) if named else job.checkpoint)
+
+
+def _questions(job: EvaluateJob, trees: bool, outlines: bool) -> Questions:
+    """Reads them, the given trees and masks only if any model has such."""
     contents, missing = _contents(job)
     probed, without = _probed(job)
     heads = [head for head in job.heads if folder(head.root).exists()]
     missing |= without | {head_label(head): _not_there(head.root) for head in job.heads if head not in heads}
-    trees, outlines = _given_hierarchies(job, model)
-    if missing and not (contents or probed or heads or job.columns or trees or outlines):
+    given = job.hierarchy or HierarchySettings()
+    return Questions(
+        contents,
+        probed,
+        ask_heads(heads),
+        tuple(read_trees(given.trees.path, given.trees.labelled)) if given.trees and trees else (),
+        tuple(read_outlines(given.masks)) if given.masks and outlines else (),
+        missing,
+    )
+
+
+def _asked(job: EvaluateJob, model: EvaluatedModel, questions: Questions) -> Asked:
+    contents, probed, heads, missing = questions.contents, questions.probed, questions.heads, questions.missing
+    if missing and not (contents or probed or heads or job.columns or questions.trees or questions.outlines):
         name, why = next(iter(missing.items()))
         raise DatasetError(f"sets: expected one that is there at least; {name}: {why}")
     labelled = any(content.classification is not None for content in contents)
@@ -149,22 +212,31 @@ def ask(job: EvaluateJob) -> Asked:
         if model.state and fingerprint != model.state.manifest_fingerprint:
             log.warning("%s is not the build that %s was trained on", ", ".join(paths), model.root)
     columns = ask_columns(job, model)
-    return Asked(job, model, contents, probed, trees, outlines, missing, paths, fingerprint, columns, ask_heads(heads))
+    return Asked(
+        job,
+        model,
+        contents,
+        probed,
+        questions.trees,
+        questions.outlines,
+        missing,
+        paths,
+        fingerprint,
+        columns,
+        heads,
+    )
 
 
-def _given_hierarchies(job: EvaluateJob, model: EvaluatedModel) -> tuple[tuple[GivenTree, ...], tuple[Outlined, ...]]:
-    """The trees and masks that a model's are compared with. JobError if it has no affinities to make any of."""
-    settings = job.hierarchy
-    if settings is None:
-        return (), ()
-    for key, given, there in (
-        ("trees", settings.trees, model.settings.text_hierarchy),
-        ("masks", settings.masks, model.settings.image_hierarchy),
-    ):
-        if given is not None and not there:
-            raise JobError(f"hierarchy.{key}: expected a model with affinities to read, came {model.root} without")
-    trees = () if settings.trees is None else read_trees(settings.trees.path, settings.trees.labelled)
-    return tuple(trees), () if settings.masks is None else tuple(read_outlines(settings.masks))
+def _readable(job: EvaluateJob, model: EvaluatedModel) -> tuple[bool, bool, dict[str, str]]:
+    """Whether the model has trees of captions, and groups of patches; and why it cannot be asked for given ones."""
+    settings, there = job.hierarchy, (model.settings.text_hierarchy, model.settings.image_hierarchy)
+    given = (None, None) if settings is None else (settings.trees, settings.masks)
+    without = {
+        name: f"hierarchy.{key}: expected a model with affinities to read, came {model.root} without"
+        for name, key, asked, has in zip(("parsing", "segments"), ("trees", "masks"), given, there, strict=True)
+        if asked is not None and not has
+    }
+    return *there, without
 
 
 def _contents(job: EvaluateJob) -> tuple[tuple[EvaluationSet, ...], dict[str, str]]:

@@ -17,17 +17,18 @@ from pydantic import ValidationError
 
 from hiclip.evaluation import retrieval, zero_shot
 from hiclip.evaluation.bootstrap import Estimates, Statistic
+from hiclip.evaluation.evaluate_job import MOST_COMPARED
 from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.measure import METRICS, Judged, MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.paired import McNemar, mcnemar, paired_differences
 from hiclip.evaluation.result import LOWER_IS_BETTER, Result
 from hiclip.evaluation.retrieval import Answers
+from hiclip.evaluation.several_checkpoints import outcomes_in
 from hiclip.evaluation.zero_shot import Predictions
 from pipeline.jobfile import InputError
 from pipeline.storage import Folder, folder
 
-MOST_RUNS = 8
 NOT_SAME_PICTURES = "not the same pictures"
 NOT_SAME_QUESTIONS = "not the same questions"
 NOT_STORED = "not stored picture by picture"
@@ -90,16 +91,19 @@ class Comparison:
         return [(line.set, line.metric) for line in self.lines]
 
 
-def read_runs(paths: Sequence[str]) -> tuple[ComparedRun, ...]:
-    """The finished evaluations in these folders. InputError names a folder that holds none."""
-    if not 2 <= len(paths) <= MOST_RUNS:
-        raise InputError(f"--compare: expected 2 to {MOST_RUNS} folders of finished evaluations, came {len(paths)}")
+def read_runs(paths: Sequence[str], labels: Sequence[str] | None = None) -> tuple[ComparedRun, ...]:
+    """The finished evaluations in these folders, called as `labels` says or by their jobs and folders.
+
+    InputError names a folder that holds none.
+    """
+    if not 2 <= len(paths) <= MOST_COMPARED:
+        raise InputError(f"--compare: expected 2 to {MOST_COMPARED} folders of finished evaluations, came {len(paths)}")
     places = [folder(path) for path in paths]
     twice = [place.root for place, count in Counter(places).items() if count > 1]
     if twice:
         raise InputError(f"--compare: expected different folders, came {twice[0]} twice")
     outcomes = [read_outcome(place) for place in places]
-    labels = _labels(places, outcomes)
+    labels = labels or _labels(places, outcomes)
     return tuple(
         ComparedRun(label, place, outcome, _stored_sets(place, outcome))
         for label, place, outcome in zip(labels, places, outcomes, strict=True)
@@ -112,9 +116,15 @@ def read_outcome(place: Folder) -> Outcome:
         if any(place.names("sets/")):
             raise InputError(f"{place.root}: the evaluation was not finished: it has no {RESULT}")
         raise InputError(f"{place.root}: expected the folder of a finished evaluation, found no {RESULT}")
+    text = place.read_text(RESULT)
     try:
-        return Outcome.model_validate_json(place.read_text(RESULT))
+        return Outcome.model_validate_json(text)
     except ValidationError as error:
+        several = outcomes_in(text)
+        if several is not None:
+            names = ", ".join(several.outcomes)
+            expected = "expected the evaluation of one checkpoint, came one of several"
+            raise InputError(f"{place.root}: {expected}: name a folder in it, of {names}") from None
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise InputError(f"{place.join(RESULT)}: is no evaluation's result: {where}: {first['msg']}") from None

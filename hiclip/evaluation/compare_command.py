@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hiclip.evaluation.compare import compare, read_runs
+from hiclip.evaluation.compare import ComparedRun, compare, read_runs
 from hiclip.evaluation.compare_page import compare_page
 from hiclip.evaluation.compare_tables import (
     by_set,
@@ -18,12 +18,12 @@ from hiclip.evaluation.compare_tables import (
     explained,
     remarks,
 )
-from hiclip.evaluation.published_rows import DEFAULT_DATA, DEFAULT_ENCODER, chosen_rows
+from hiclip.evaluation.published_rows import DEFAULT_DATA, DEFAULT_ENCODER, PublishedRow, chosen_rows
 from pipeline.command import console, program, run_to_end
 from pipeline.jobfile import InputError
-from pipeline.storage import folder
+from pipeline.storage import Folder, folder
 
-PAGE, MARKDOWN, CSV = "compare.html", "compare.md", "compare.csv"
+FILES = PAGE, MARKDOWN, CSV = "compare.html", "compare.md", "compare.csv"
 
 
 def compare_command(argv: Sequence[str]) -> NoReturn:
@@ -47,9 +47,14 @@ def _compare(paths: Sequence[str], out: str | None, published: Sequence[str], dr
         raise InputError(f"--draws: expected 100 or more, came {draws}")
     rows = chosen_rows(*published)
     runs = read_runs(paths)
-    comparison = compare(runs, draws=draws)
     target = runs[0].place.child("compare") if out is None else folder(out)
-    target.make()
+    write_comparison(runs, target.make(), rows, draws)
+    return target.join(CSV)
+
+
+def write_comparison(runs: Sequence[ComparedRun], target: Folder, rows: Sequence[PublishedRow], draws: int) -> None:
+    """Compares the runs, beside the published rows: page, Markdown and CSV in `target`, and the tables printed."""
+    comparison = compare(runs, draws=draws)
     target.write_text(CSV, comparison_csv(comparison))
     target.write_text(MARKDOWN, comparison_markdown(comparison, rows))
     target.write_text(PAGE, compare_page(comparison, rows))
@@ -60,4 +65,3 @@ def _compare(paths: Sequence[str], out: str | None, published: Sequence[str], dr
         console.print()
     console.print(explained(comparison), markup=False)
     console.print(f"page      {target.join(PAGE)}", markup=False)
-    return target.join(CSV)

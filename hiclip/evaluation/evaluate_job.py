@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from hiclip.data.images import CENTRE_CROP
 from hiclip.evaluation.heads import HeadSettings
@@ -109,13 +109,45 @@ class WorkerSettings(Settings):
     """Ray GPUs of a task; a part of one is allowed. 0 computes on CPU."""
 
 
-class EvaluateJob(Job):
-    """An evaluation of one checkpoint."""
+MOST_COMPARED = 8
+"""Checkpoints, or finished evaluations, that stand side by side: a column each."""
 
-    checkpoint: Annotated[str, Field(min_length=1)]
+
+def _one_or_several(said: object) -> str | None:
+    if isinstance(said, dict):
+        return "[several]"  # in brackets, for no checkpoint's name can be the same
+    return "one" if isinstance(said, str) else None
+
+
+def _check_number(named: dict[str, str]) -> dict[str, str]:
+    if not 2 <= len(named) <= MOST_COMPARED:
+        raise ValueError(f"expected 2 to {MOST_COMPARED} checkpoints by name, or one without, came {len(named)}")
+    return named
+
+
+_Address = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+CheckpointSettings = Annotated[
+    Annotated[_Address, Tag("one")] | Annotated[dict[_Name, _Address], AfterValidator(_check_number), Tag("[several]")],
+    Discriminator(
+        _one_or_several,
+        custom_error_type="checkpoint_type",
+        custom_error_message="expected an address, or addresses by name",
+    ),
+]
+"""What a job may say of whom it asks: a checkpoint, or two or more by name, which are compared."""
+
+
+class EvaluateJob(Job):
+    """An evaluation of one checkpoint, or of several that are compared."""
+
+    checkpoint: CheckpointSettings
     """Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or s3://. Or published weights of CLIP: a
     file of OpenAI's or open_clip's names, or a folder as open_clip and transformers write it. Or what MLflow knows of:
-    runs:/RUN_ID, models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS."""
+    runs:/RUN_ID, models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS. Or several of them by name,
+    `{clip: runs/a, hiclip: runs/b}`: each is evaluated into `out`/NAME, and in `out` they stand side by side, with
+    their differences to the first."""
     sets: tuple[SetSettings, ...] = ()
     """Evaluation sets, see `hiclip.evaluation.sets`; none only where something else is asked for."""
     linear_probe: LinearProbeSettings | None = None
@@ -152,4 +184,6 @@ class EvaluateJob(Job):
         twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
         if twice is not None:
             raise ValueError(f"heads: expected each set once a mode and inputs, came {twice} twice")
+        if self.columns is not None and not isinstance(self.checkpoint, str):
+            raise ValueError(f"columns: expected one checkpoint to write them with, came {len(self.checkpoint)}")
         return self

@@ -31,17 +31,18 @@ TABLE_CSV = "results.csv"
 TABLE_MARKDOWN = "results.md"
 
 
-def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder) -> Outcome:
+def evaluate(asked: Asked, map_blocks: MapBlocks, out: Folder, shared: Folder | None = None) -> Outcome:
     """Carries the evaluation out, writes everything to `out`, result.json last, and returns what that says.
 
-    Sets that an earlier evaluation finished in `out`, and parts of columns, are not computed again.
+    Sets that an earlier evaluation finished in `out`, and parts of columns, are not computed again. `shared`: where
+    what depends on no model is remembered, for the next one; in `out` unless it is given.
     """
     job, seconds = asked.job, dict[str, float]()
     towers = asked.model.towers()
     with _timed("sets", seconds):
         device: Literal["cuda", "cpu"] = "cuda" if job.workers.gpus else "cpu"
         embedder = Embedder(towers, job.precision, device, max(1, int(job.workers.cpus)), job.centre_crop)
-        measured = measure_sets(asked, embedder, map_blocks, out)
+        measured = measure_sets(asked, embedder, map_blocks, out, shared or out)
     with _timed("linear_probe", seconds):
         probes = measure_probes(asked, embedder, map_blocks, out)
     heads: list[MeasuredHead] = []

@@ -96,15 +96,20 @@ def sample_checkpoint(
     return sample_metric(content, scores, metric, seed, draws)
 
 
-def measure_sets(asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder) -> list[MeasuredSet]:
-    """Every set with its baselines; each is stored in `out` when it is finished, and taken from there if it is."""
+def measure_sets(
+    asked: Asked, embedder: Embedder, map_blocks: MapBlocks, out: Folder, shared: Folder
+) -> list[MeasuredSet]:
+    """Every set with its baselines; each set is stored in `out` when it is finished, and taken from there if it is.
+
+    The baselines, which know no model, are stored in `shared`.
+    """
     known = {content.name: _stored(asked, content, out) for content in asked.contents}
     left = [content for content in asked.contents if known[content.name] is None]
     for content, measured in zip(left, _measured(asked, left, embedder, map_blocks), strict=True):
         out.write_text(_set_name(asked, content), measured.model_dump_json() + "\n")
         known[content.name] = measured
     found = [(content, known[content.name]) for content in asked.contents]
-    return [_with_baselines(asked, content, one, map_blocks, out) for content, one in found if one is not None]
+    return [_with_baselines(asked, content, one, map_blocks, shared) for content, one in found if one is not None]
 
 
 def _measured(
@@ -184,7 +189,7 @@ def _set_name(asked: Asked, content: EvaluationSet) -> str:
 
 
 def _with_baselines(
-    asked: Asked, content: EvaluationSet, measured: MeasuredSet, map_blocks: MapBlocks, out: Folder
+    asked: Asked, content: EvaluationSet, measured: MeasuredSet, map_blocks: MapBlocks, shared: Folder
 ) -> MeasuredSet:
     """The same results, each beside the baselines that have its metric."""
     columns: dict[str, dict[str, float]] = {}
@@ -196,7 +201,7 @@ def _with_baselines(
         name = f"sets/{content.name}-pixel_neighbours"
         key = asked.baseline_key(content, settings.px)
         columns["pixel_neighbours"] = _once(
-            out, name, key, BaselineValues, lambda: _pixel_values(asked, content, settings, map_blocks)
+            shared, name, key, BaselineValues, lambda: _pixel_values(asked, content, settings, map_blocks)
         ).values
     results = [
         result.model_copy(

@@ -24,8 +24,9 @@ from hiclip.batch import Views
 from hiclip.data.mixture import MixedDataset
 from hiclip.data.stream_plan import plan_stream
 from hiclip.evaluate import main
-from hiclip.evaluation.asked import ask
+from hiclip.evaluation.asked import ask, ask_each
 from hiclip.evaluation.blocks import map_here
+from hiclip.evaluation.compare import read_outcome
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.evaluation_bill import bill
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval, drawn
@@ -37,11 +38,12 @@ from hiclip.evaluation.run_evaluation import evaluate
 from hiclip.evaluation.run_sets import evaluate_checkpoint
 from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.openmoji import OpenmojiSettings
+from hiclip.evaluation.several_checkpoints import one_by_one
 from hiclip.model.two_towers import TwoTowers
 from hiclip.training.checkpoint import COMPLETE, CheckpointError, load_towers
 from hiclip.training.published_weights import write_published
-from pipeline.jobfile import JobError, make_job
-from pipeline.manifest import DatasetError
+from pipeline.jobfile import InputError, JobError, make_job
+from pipeline.manifest import DatasetError, read_manifest
 from pipeline.storage import folder
 
 
@@ -333,6 +335,104 @@ def test_a_run_on_a_mixture_is_asked_beside_all_that_it_saw(
     assert ask(_job(place, "", checkpoint=str(tmp_path / "run"), dataset=paths[0])).datasets == paths[:1]
 
 
+@pytest.fixture(scope="module")
+def plain_run(place: Path) -> Path:
+    """A run of the same dataset whose towers have no hierarchy."""
+    plain = replace(SMALL_MODEL, text_hierarchy=False, image_hierarchy=False)
+    trained_on = place / "build"
+    small_checkpoint(place / "plain_run", str(trained_on), read_manifest(str(trained_on)).fingerprint, plain)
+    return place / "plain_run"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+@pytest.mark.usefixtures("ray_session")
+def test_several_checkpoints_are_asked_and_compared(
+    place: Path, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each as if it were alone, what knows no model once, and the page of their differences with them."""
+    file, out = tmp_path / "evaluate.yaml", tmp_path / "out"
+    (tmp_path / "trees.txt").write_text("( ( a cat ) sits )\n")
+    hierarchy = {"training_pairs": 0, "set_pictures": 1, "trees": {"path": str(tmp_path / "trees.txt")}}
+    sets = [*_content(place, "")["sets"], {"name": "dtd", "root": "nowhere"}]
+    checkpoint = {"clip": str(plain_run), "hiclip": str(place / "run")}
+    job = {**_content(place, str(out)), "checkpoint": checkpoint, "sets": sets, "hierarchy": hierarchy}
+    assert _run(job, file) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"result: {out / 'result.json'}"
+    assert any(line.startswith("missing   clip: parsing: hierarchy.trees: expected a model with") for line in said)
+    assert sum("nowhere is not there" in line for line in said) == 2
+
+    outcomes = json.loads((out / "result.json").read_text())["outcomes"]
+    assert list(outcomes) == ["clip", "hiclip"], "in the job's order, for differences are to the first"
+    alone = {"hierarchy": None, "baselines": {"pixel_neighbours": None}}
+    for name, address in checkpoint.items():
+        assert json.loads((out / name / "result.json").read_text()) == outcomes[name]
+        one = _job(place, str(tmp_path / "alone" / name), checkpoint=address, **alone)
+        asked = evaluate(ask(one), map_here, folder(one.out).make())
+        measured = [result for result in outcomes[name]["results"] if result["set"] == "openmoji"]
+        assert [result["value"] for result in measured] == [result.value for result in asked.results]
+    assert "parsing" in outcomes["hiclip"]["sets"]
+    assert "parsing" not in outcomes["clip"]["sets"]
+    baselines = [path.relative_to(out).parts[0] for path in out.rglob("openmoji-pixel_neighbours-*.json")]
+    assert baselines == ["sets"], "for both"
+
+    compared = (out / "compare.csv").read_text()
+    assert "clip" in compared.splitlines()[0] + compared.splitlines()[1]
+    assert "text_to_image_r10" in compared
+    page = (out / "compare.html").read_text()
+    assert ">clip<" in page
+    assert ">hiclip<" in page
+
+    # One record for each, in the file that stands above them all.
+    from mlflow import MlflowClient
+
+    runs = {outcomes[name]["mlflow_run_id"] for name in outcomes}
+    assert len(runs) == 2
+    assert all(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run) for run in runs)
+
+    # Again: nothing is computed. Without one's result that one alone is asked again, and the comparison stands anew.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert _run(job, file) == 0
+    assert capsys.readouterr().out.count("nothing was computed") == 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    (out / "result.json").unlink()
+    (out / "hiclip" / "result.json").unlink()
+    assert _run(job, file) == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing was computed") == 1
+    assert "openmoji was measured before" in said
+    again = json.loads((out / "result.json").read_text())["outcomes"]
+    assert [again[name]["results"] for name in again] == [outcomes[name]["results"] for name in outcomes]
+    assert (out / "compare.csv").read_text() == compared
+
+    # What stands side by side is no evaluation of one checkpoint.
+    with pytest.raises(InputError, match="came one of several: name a folder in it, of clip, hiclip"):
+        read_outcome(folder(str(out)))
+
+
+def test_the_bills_of_several_checkpoints_stand_together(
+    place: Path, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = {"clip": str(plain_run), "hiclip": str(place / "run")}
+    assert _run({**_content(place, "dry"), "checkpoint": checkpoint}, tmp_path / "job.yaml", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "small-evaluate-clip: the bill" in said
+    assert "small-evaluate-hiclip: the bill" in said
+    assert not (place / "dry").exists()
+
+
+def test_given_trees_need_one_model_that_has_some(place: Path, plain_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "trees.txt").write_text("( ( a cat ) sits )\n")
+    trees = {"training_pairs": 0, "trees": {"path": str(tmp_path / "trees.txt")}}
+    both = {"clip": str(plain_run), "again": str(plain_run)}
+    with pytest.raises(DatasetError, match=r"parsing: hierarchy.trees: expected a model with affinities"):
+        ask_each(one_by_one(_job(place, "", checkpoint=both, sets=[], hierarchy=trees)))
+    beside = _job(place, "", checkpoint={"clip": str(plain_run), "hiclip": str(place / "run")}, hierarchy=trees)
+    each = ask_each(one_by_one(beside))
+    assert [len(asked.trees) for asked in each.values()] == [0, 1]
+    assert each["clip"].contents is each["hiclip"].contents, "sets are read once"
+
+
 @pytest.mark.filterwarnings("ignore:The ``noload``")
 def test_everything_may_lie_on_s3(place: Path) -> None:
     tracking = {"tracking_uri": f"sqlite:///{place}/mlflow.db"}
@@ -402,6 +502,11 @@ def test_a_missing_set_leaves_given_trees_to_be_compared_and_billed(place: Path,
         ({"checkpoint": "runs/no/such/run"}, "no checkpoint is here"),
         ({"dataset": "runs/no/such/dataset"}, "build it first"),
         ({"chekpoint": "x"}, "did you mean 'checkpoint'?"),
+        ({"checkpoint": {"clip": "x"}}, "expected 2 to 8 checkpoints by name, or one without, came 1"),
+        ({"checkpoint": {"../up": "x", "b": "y"}}, "checkpoint.../up"),
+        ({"checkpoint": ["x", "y"]}, "expected an address, or addresses by name"),
+        ({"checkpoint": {"a": "runs/no/such", "b": "y"}}, "runs/no/such"),
+        ({"checkpoint": {"a": "x", "b": "y"}, "columns": {"dataset": "d", "to": "t"}}, "expected one checkpoint to"),
         ({"hierarchy": {"captions": ["cat"]}}, "hierarchy.captions.0"),
         ({"sets": [{"name": "openmoji", "root": "nowhere"}]}, "nowhere is not there"),
         ({"sets": [{"name": "openmoji", "root": "x", "templates": ["a picture"]}]}, "one {} for the label"),
