@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from hiclip.evaluation import retrieval, zero_shot
 from hiclip.evaluation.bootstrap import Estimates, Statistic
 from hiclip.evaluation.evaluate_job import MOST_COMPARED
-from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.measure import METRICS, Judged, MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
 from hiclip.evaluation.paired import McNemar, mcnemar, paired_differences
+from hiclip.evaluation.ratio_parts import RatioParts
 from hiclip.evaluation.result import LOWER_IS_BETTER, Result
 from hiclip.evaluation.retrieval import Answers
 from hiclip.evaluation.several_checkpoints import outcomes_in
-from hiclip.evaluation.zero_shot import Predictions
-from pipeline.jobfile import InputError
+from hiclip.evaluation.zero_shot import Nearness, Predictions
+from pipeline.jobfile import InputError, Settings
 from pipeline.storage import Folder, folder
 
 NOT_SAME_PICTURES = "not the same pictures"
@@ -44,6 +44,8 @@ class ComparedRun:
     outcome: Outcome
     stored: Mapping[str, MeasuredSet]
     """By set: what it answered to every picture; only those whose file is there."""
+    parts: Mapping[str, RatioParts]
+    """By head, "parsing" and "segments": what its metrics are made of; only those whose file has it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def read_runs(paths: Sequence[str], labels: Sequence[str] | None = None) -> tupl
     outcomes = [read_outcome(place) for place in places]
     labels = labels or _labels(places, outcomes)
     return tuple(
-        ComparedRun(label, place, outcome, _stored_sets(place, outcome))
+        ComparedRun(label, place, outcome, _stored_sets(place, outcome), _stored_parts(place, outcome))
         for label, place, outcome in zip(labels, places, outcomes, strict=True)
     )
 
@@ -152,6 +154,36 @@ def _stored_sets(place: Folder, outcome: Outcome) -> dict[str, MeasuredSet]:
                 if one is not None and values.issuperset((result.metric, result.value) for result in one.results):
                     found[name] = one
     return found
+
+
+class _WithParts(Settings):
+    """What is stored of a head, of trees or of segments, as far as it is looked at here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    results: list[Result]
+    parts: RatioParts | None = None
+
+
+def _stored_parts(place: Folder, outcome: Outcome) -> dict[str, RatioParts]:
+    names = [*place.names("sets/", ".json"), *place.names("heads/", "/head.json")]
+    found: dict[str, RatioParts] = {}
+    for name in outcome.sets:
+        values = {(one.metric, one.value) for one in outcome.results if one.set == name}
+        pattern = rf"sets/{re.escape(name)}-[0-9a-f]{{16}}\.json|heads/{re.escape(name)}-[0-9a-f]{{16}}/head\.json"
+        for stored in names:
+            if re.fullmatch(pattern, stored):
+                one = _with_parts(place.read_text(stored))
+                if one.parts is not None and values.issuperset((result.metric, result.value) for result in one.results):
+                    found[name] = one.parts
+    return found
+
+
+def _with_parts(text: str) -> _WithParts:
+    try:
+        return _WithParts.model_validate_json(text)
+    except ValidationError:
+        return _WithParts(results=[])
 
 
 def _measured(place: Folder, name: str) -> MeasuredSet | None:
@@ -207,9 +239,12 @@ def _why_not(name: str, first: ComparedRun, second: ComparedRun) -> str:
             return f"not measured in {run.label}"
     if first.outcome.sets[name] != second.outcome.sets[name]:
         return NOT_SAME_QUESTIONS
+    parts = [run.parts.get(name) for run in (first, second)]
+    if parts[0] is not None and parts[1] is not None:
+        return "" if parts[0].units == parts[1].units else NOT_SAME_PICTURES
     for run in (first, second):
         if name not in run.stored:
-            # Heads, trees and segments leave no answers picture by picture.
+            # Heads, trees and segments of earlier versions left no answers picture by picture.
             stores = any(one.set == name and one.metric in METRICS for one in run.outcome.results)
             return f"sets/{name}-….json of {run.label} is missing" if stores else NOT_STORED
     seen = [run.stored[name].seen for run in (first, second)]
@@ -227,7 +262,7 @@ def _paired(
     """(first, second) -> metric -> the second's less the first's."""
     found: _Paired = {}
     for group in _groups(len(runs), why):
-        for asked in zip(*(_asked(runs[place].stored[name]) for place in group), strict=True):
+        for asked in zip(*(_asked(name, runs[place]) for place in group), strict=True):
             if any(one is None for one in asked):
                 continue
             known = [one for one in asked if one is not None]
@@ -271,24 +306,34 @@ class _Asked:
     statistic: Statistic
 
 
-def _asked(measured: MeasuredSet) -> tuple[_Asked | None, _Asked | None]:
-    """Classification and retrieval, each None where it was not asked or not stored."""
+def _asked(name: str, run: ComparedRun) -> tuple[_Asked | None, _Asked | None, _Asked | None]:
+    """Classification, retrieval, and what is stored in parts; each None where it was not asked or not stored."""
+    parts, measured = run.parts.get(name), run.stored.get(name)
+    if parts is not None:
+        return None, None, _Asked(tuple(parts.metrics), len(parts.sums), parts.statistic)
+    assert measured is not None
     judged, images, texts = measured.judged, measured.images_found, measured.texts_found
     classified, retrieved = None, None
     if judged is not None:
-        predictions = Predictions(_labels_of(judged), np.array(judged.ranks), np.array(judged.best))
-        statistic = zero_shot.zero_shot_statistic(predictions, LabelTree(()))
-        # Without labels a mean over classes is unknown.
-        metrics = zero_shot.METRICS[: zero_shot.FLAT] if judged.labels else ("top1", "top5")
-        classified = _Asked(metrics, len(judged.ranks), statistic)
+        # Without labels a mean over classes is unknown; what asks for a hierarchy that the classes have not is NaN.
+        metrics = zero_shot.METRICS if judged.steps else zero_shot.METRICS[: zero_shot.FLAT if judged.labels else 2]
+        classified = _Asked(metrics, len(judged.ranks), _statistic_of(judged))
     if images is not None and texts is not None and texts.owners:
         statistic = retrieval.retrieval_statistic(_answers(images.ranks), _answers(texts.ranks), np.array(texts.owners))
         retrieved = _Asked(retrieval.METRICS, len(images.ranks), statistic)
-    return classified, retrieved
+    return classified, retrieved, None
 
 
-def _labels_of(judged: Judged) -> retrieval.IntArray:
-    return np.array(judged.labels or [0] * len(judged.ranks), dtype=np.int64)
+def _statistic_of(judged: Judged) -> Statistic:
+    predictions = Predictions(
+        _ints(judged.labels or [0] * len(judged.ranks)), np.array(judged.ranks), np.array(judged.best)
+    )
+    near = Nearness(_ints(judged.steps), _ints(judged.subgroups), _ints(judged.left_out)) if judged.steps else None
+    return zero_shot.nearness_statistic(predictions, near)
+
+
+def _ints(numbers: Sequence[int]) -> retrieval.IntArray:
+    return np.array(numbers, dtype=np.int64)
 
 
 def _first_columns(statistic: Statistic, count: int) -> Statistic:
@@ -319,10 +364,10 @@ def _test(
 ) -> McNemar | None:
     if metric != "top1" or place == 0 or (0, place) in why:
         return None
-    first, second = (runs[one].stored[name].judged for one in (0, place))
-    if first is None or second is None:
+    first, second = (runs[one].stored.get(name) for one in (0, place))
+    if first is None or first.judged is None or second is None or second.judged is None:
         return None
-    return mcnemar(np.array(first.ranks) == 1, np.array(second.ranks) == 1)
+    return mcnemar(np.array(first.judged.ranks) == 1, np.array(second.judged.ranks) == 1)
 
 
 def _best(metric: str, results: Sequence[Result | None], paired: _Paired) -> int | None:

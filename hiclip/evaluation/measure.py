@@ -18,6 +18,7 @@ from hiclip.evaluation.blocks import MapBlocks, map_here
 from hiclip.evaluation.bootstrap import FloatArray, estimate, resampled
 from hiclip.evaluation.embed import EmbeddedPictures, Embedder, Vectors, embed_pictures, embed_texts
 from hiclip.evaluation.evaluation_set import Classification, EvaluationSet, Retrieval
+from hiclip.evaluation.label_tree import LabelTree
 from hiclip.evaluation.result import Result, results_of
 from hiclip.evaluation.retrieval import Answers, IntArray, ScoreTile, TableScores, VectorScores
 from hiclip.evaluation.zero_shot import Predictions
@@ -74,6 +75,13 @@ class Judged(Settings):
     """(N, 5) classes, best first."""
     labels: list[int] = Field(default_factory=list)
     """(N,) right class of each; empty in what earlier versions stored."""
+    steps: list[int] = Field(default_factory=list)
+    """(N,) steps up the label tree from the first answer to the right one; empty where classes have no hierarchy, and
+    in what earlier versions stored."""
+    subgroups: list[int] = Field(default_factory=list)
+    """(C,) number of each class's subgroup; empty likewise."""
+    left_out: list[int] = Field(default_factory=list)
+    """Numbers of the subgroups that averages leave out."""
 
 
 class Found(Settings):
@@ -212,9 +220,7 @@ def measure(
         predictions = zero_shot.predict(scores.classes, asked.labels, names=asked.tree.classes)
         results += zero_shot_results(content.name, asked, predictions, seed, draws)
         subgroups = _subgroup_results(asked, predictions, seed, draws)
-        judged = Judged(
-            ranks=predictions.ranks.tolist(), best=predictions.best.tolist(), labels=predictions.labels.tolist()
-        )
+        judged = _judged(predictions, asked.tree)
     if scores.captions is not None:
         assert content.retrieval is not None
         right = content.retrieval.right
@@ -313,6 +319,25 @@ def _subgroup_results(asked: Classification, predictions: Predictions, seed: int
         for place, name in enumerate(names)
         if np.isfinite(top1[place])
     ]
+
+
+def _judged(predictions: zero_shot.Predictions, tree: LabelTree) -> Judged:
+    near = zero_shot.nearness(predictions, tree)
+    hierarchy = (
+        {}
+        if near is None
+        else {
+            "steps": near.steps.tolist(),
+            "subgroups": near.subgroups.tolist(),
+            "left_out": near.left_out.tolist(),
+        }
+    )
+    return Judged(
+        ranks=predictions.ranks.tolist(),
+        best=predictions.best.tolist(),
+        labels=predictions.labels.tolist(),
+        **hierarchy,
+    )
 
 
 def _retrieval_results(

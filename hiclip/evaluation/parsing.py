@@ -20,6 +20,7 @@ from hiclip.data.tokenizer import Tokenizer, Word
 from hiclip.evaluation.blocks import MapBlocks, cut
 from hiclip.evaluation.bootstrap import FloatArray, Statistic, estimate, weighted_mean
 from hiclip.evaluation.embed import Embedder, computing
+from hiclip.evaluation.ratio_parts import RatioParts, ratio_parts
 from hiclip.evaluation.result import Result, results_of
 from hiclip.model.trees import Phrase, caption_links, sentence_dendrogram, sentence_tree
 from pipeline.jobfile import Settings
@@ -55,6 +56,8 @@ class Parsed(Settings):
     """That were compared."""
     unaligned: list[str]
     """Sentences that were left out, because a word of theirs has no token or does not fit the context."""
+    parts: RatioParts | None = None
+    """Sentence by sentence; null in what earlier versions stored."""
 
 
 def read_trees(path: str, labelled: bool) -> list[GivenTree]:
@@ -130,11 +133,15 @@ def parse_f1(
     given = [trees[place] for place in kept]
     induced = [one for one in found if one is not None]
     readings = [[one.parse for one in induced], [one.dendrogram for one in induced]]
-    statistic = _of_readings(given, readings)
+    parts = ratio_parts(
+        (f"{one.words} {sorted(one.spans)}" for one in given),
+        METRICS,
+        *np.concatenate([f1_parts(given, spans) for spans in readings], axis=2),
+    )
     values = results_of(
         name,
         METRICS,
-        estimate(statistic, len(given), seed, draws),
+        estimate(parts.statistic, len(given), seed, draws),
         np.full(len(METRICS), np.nan),  # set below
         [len(given)] * len(METRICS),
     )
@@ -159,7 +166,7 @@ def parse_f1(
         for one in values
     ]
     left_out = [" ".join(trees[place].words) for place, one in enumerate(found) if one is None]
-    return Parsed(results=results, sentences=len(given), unaligned=left_out)
+    return Parsed(results=results, sentences=len(given), unaligned=left_out, parts=parts)
 
 
 def _ones(statistic: Statistic, count: int) -> FloatArray:
@@ -169,34 +176,26 @@ def _ones(statistic: Statistic, count: int) -> FloatArray:
 
 def _of_readings(given: Sequence[GivenTree], readings: Sequence[Sequence[Spans]]) -> Statistic:
     """METRICS as a function of the weights of the sentences."""
-    parts = [f1_statistic(given, spans) for spans in readings]
-    return lambda weights: np.hstack([part(weights) for part in parts])
+    sums, counts = np.concatenate([f1_parts(given, spans) for spans in readings], axis=2)
+    return lambda weights: weighted_mean(weights, sums, counts)
 
 
-def f1_statistic(given: Sequence[GivenTree], spans: Sequence[Spans]) -> Statistic:
-    """F1 over sentences, and over the corpus, as a function of the sentences' weights.
+def f1_parts(given: Sequence[GivenTree], spans: Sequence[Spans]) -> FloatArray:
+    """(2, N, 2): sums and counts, of N sentences, of F1 over sentences and over the corpus.
 
     Example: given ((a b) (c d)), found (a (b (c d))): of the inner spans 1 of 2 agrees on both sides, F1 0.5; with the
     whole sentence 2 of 3, 0.667.
     """
-    sentence = np.zeros(len(given))
-    counted = np.zeros(len(given))
-    agreeing, found, wanted = np.zeros((3, len(given)))
+    sums, counts = np.zeros((2, len(given), 2))
     for place, (tree, induced) in enumerate(zip(given, spans, strict=True)):
         whole = (0, len(tree.words))
         inner_given, inner_found = tree.spans - {whole}, induced - {whole}
         if inner_given:
-            counted[place] = 1.0
-            sentence[place] = 2 * len(inner_given & inner_found) / (len(inner_given) + len(inner_found))
+            counts[place, 0] = 1.0
+            sums[place, 0] = 2 * len(inner_given & inner_found) / (len(inner_given) + len(inner_found))
         all_given, all_found = tree.spans | {whole}, induced | {whole}
-        agreeing[place], found[place], wanted[place] = len(all_given & all_found), len(all_found), len(all_given)
-
-    def statistic(weights: FloatArray) -> FloatArray:
-        mean = weighted_mean(weights, (sentence * counted)[:, None], counted[:, None])[:, 0]
-        corpus = 2 * (weights @ agreeing) / (weights @ (found + wanted))
-        return np.column_stack([mean, corpus])
-
-    return statistic
+        sums[place, 1], counts[place, 1] = 2 * len(all_given & all_found), len(all_found) + len(all_given)
+    return np.stack([sums, counts])
 
 
 def _induced(shared: tuple[Embedder, str], sentences: Sequence[tuple[str, ...]]) -> list[_Found | None]:

@@ -18,9 +18,11 @@ from hiclip.evaluation.hierarchies import Drawing, draw_hierarchies
 from hiclip.evaluation.linear_probe import probe_name
 from hiclip.evaluation.measure import MeasuredSet
 from hiclip.evaluation.outcome import RESULT, Outcome
+from hiclip.evaluation.parsing import Parsed
 from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.results_page import results_page
 from hiclip.evaluation.run_sets import MeasuredHierarchies, measure_hierarchies, measure_probes, measure_sets
+from hiclip.evaluation.segment_agreement import Grouped
 from hiclip.training.checkpoint import local_files
 from hiclip.training.cost import parameters, train_flops
 from pipeline.mlflow_tracker import open_tracker
@@ -80,10 +82,14 @@ def _agreements(hierarchies: MeasuredHierarchies) -> Iterator[Drawing]:
     parsed, grouped = hierarchies.parsed, hierarchies.grouped
     if parsed is not None:
         said = f"{parsed.sentences:,} sentences, {len(parsed.unaligned):,} more could not be aligned"
-        yield Drawing("hierarchy/parsing", "agreement", said, parse_figure(parsed), parsed.model_dump_json() + "\n")
+        yield Drawing("hierarchy/parsing", "agreement", said, parse_figure(parsed), _json(parsed))
     if grouped is not None:
         said = f"{grouped.pictures:,} pictures, {grouped.left_out:,} more left out"
-        yield Drawing("hierarchy/segments", "agreement", said, layers_figure(grouped), grouped.model_dump_json() + "\n")
+        yield Drawing("hierarchy/segments", "agreement", said, layers_figure(grouped), _json(grouped))
+
+
+def _json(agreement: Parsed | Grouped) -> str:
+    return agreement.model_dump_json(exclude={"parts"}) + "\n"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ middle one: chosen on the same pictures the best layer would always look good.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from PIL import Image
 
 from hiclip.data.images import ImageError, Picture, eval_transform, normalise
 from hiclip.evaluation.blocks import MapBlocks, cut
-from hiclip.evaluation.bootstrap import FloatArray, estimate, weighted_mean
+from hiclip.evaluation.bootstrap import FloatArray, estimate
 from hiclip.evaluation.embed import Embedder, computing
 from hiclip.evaluation.evaluate_job import MaskSettings
 from hiclip.evaluation.even_shares import relative_groups
+from hiclip.evaluation.ratio_parts import RatioParts, ratio_parts
 from hiclip.evaluation.result import Result, results_of
 from hiclip.evaluation.retrieval import IntArray
 from hiclip.model.trees import picture_links
@@ -53,6 +55,8 @@ class Grouped(Settings):
     """That were compared."""
     left_out: int
     """With a mask of fewer than two segments on the grid, or a picture that cannot be read."""
+    parts: RatioParts | None = None
+    """Picture by picture; null in what earlier versions stored."""
 
 
 def read_outlines(settings: MaskSettings) -> list[Outlined]:
@@ -97,16 +101,17 @@ def group_agreement(
     blocks = cut(outlines, batch)
     shared = (embedder, _Shared(settings, untrained))
     found = [one for block in map_blocks(_measured, shared, blocks, f"{name}: groups") for one in block]
-    kept = [one for one in found if one is not None]
+    kept = [one.values for one in found if one is not None]
     if not kept:
         raise DatasetError(f"{name}: expected masks of two segments or more on the grid of patches, came none")
     values = np.stack(kept)  # (pictures, metrics, layers, ways)
     middle = values.shape[2] // 2
     model = values[:, :, middle, 0]
+    parts = ratio_parts((one.compared for one in found if one is not None), METRICS, model, np.ones_like(model))
     results = results_of(
         name,
         METRICS,
-        estimate(lambda weights: weighted_mean(weights, model), len(kept), seed, draws),
+        estimate(parts.statistic, len(kept), seed, draws),
         np.array([0.0, float(values[:, 1, middle, 2].mean())]),  # no better guess of a covering than regular blocks
         [len(kept)] * len(METRICS),
     )
@@ -120,15 +125,24 @@ def group_agreement(
         layers={metric: means[place].tolist() for place, metric in enumerate(METRICS)},
         pictures=len(kept),
         left_out=len(found) - len(kept),
+        parts=parts,
     )
 
 
-def _measured(shared: tuple[Embedder, _Shared], outlines: Sequence[Outlined]) -> list[FloatArray | None]:
-    """For each picture (metrics, layers, ways); None for one that cannot be compared."""
+@dataclass(frozen=True)
+class _Compared:
+    compared: str
+    """Hex sha256 of the picture and of its segments on the grid."""
+    values: FloatArray
+    """(metrics, layers, ways)"""
+
+
+def _measured(shared: tuple[Embedder, _Shared], outlines: Sequence[Outlined]) -> list[_Compared | None]:
+    """Of each picture; None for one that cannot be compared."""
     embedder, rest = shared
     pictures, masks = folder(rest.settings.pictures), folder(rest.settings.masks)
     px, grid = embedder.sizes.image_px, embedder.sizes.grid
-    found: list[FloatArray | None] = []
+    found: list[_Compared | None] = []
     for outlined in outlines:
         encoded = pictures.read_bytes(outlined.picture)
         try:
@@ -144,14 +158,11 @@ def _measured(shared: tuple[Embedder, _Shared], outlines: Sequence[Outlined]) ->
             continue
         labels = [_groups(one, pixels) for one in (embedder, rest.untrained)]
         ways = [*labels, np.stack([blocks_like(layer) for layer in labels[0]])]
-        found.append(
-            np.array(
-                [
-                    [[measure(way[layer], segments) for way in ways] for layer in range(len(labels[0]))]
-                    for measure in (adjusted_rand, covering)
-                ]
-            )
-        )
+        values = [
+            [[measure(way[layer], segments) for way in ways] for layer in range(len(labels[0]))]
+            for measure in (adjusted_rand, covering)
+        ]
+        found.append(_Compared(hashlib.sha256(encoded + segments.tobytes()).hexdigest(), np.array(values)))
     return found
 
 

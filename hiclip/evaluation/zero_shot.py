@@ -88,20 +88,52 @@ def predict(scores: npt.NDArray[np.floating], labels: IntArray, top: int = 5, na
     )
 
 
+@dataclass(frozen=True)
+class Nearness:
+    """How far N pictures' first answers are off in a hierarchy of C classes, without the hierarchy itself."""
+
+    steps: IntArray
+    """(N,) up the label tree from the first answer to a node that also holds the right one."""
+    subgroups: IntArray
+    """(C,) number of each class's subgroup; empty where the classes hang in a hierarchy of any depth."""
+    left_out: IntArray
+    """Numbers of the subgroups that averages leave out."""
+
+
+def nearness(predictions: Predictions, tree: LabelTree) -> Nearness | None:
+    """What the metrics of a hierarchy are made of; None if the classes have none."""
+    none = np.empty(0, dtype=np.int64)
+    if tree.flat and tree.heights is None:
+        return None
+    farthest = 3 if tree.heights is None else int(tree.heights.max())
+    # An unreadable picture has a first answer too, but not one that anybody gave.
+    unread = predictions.ranks > len(tree.classes)
+    steps = np.where(unread, farthest, tree.distances(predictions.best[:, 0], predictions.labels)).astype(np.int64)
+    if tree.flat:
+        return Nearness(steps, none, none)
+    names, number = tree.subgroup_numbers()
+    return Nearness(steps, number, np.array([place for place, name in enumerate(names) if name in tree.left_out], int))
+
+
 def zero_shot_statistic(predictions: Predictions, tree: LabelTree) -> Statistic:
-    """The METRICS as a function of the weights of N pictures."""
-    labels, first = predictions.labels, predictions.best[:, 0]
+    """The METRICS as a function of the weights of N pictures; NaN for those of a hierarchy that is not there."""
+    return nearness_statistic(predictions, nearness(predictions, tree))
+
+
+def nearness_statistic(predictions: Predictions, near: Nearness | None) -> Statistic:
+    """The same of one who knows the hierarchy no more, but what it said about the answers."""
+    labels = predictions.labels
     hit1, hit5 = (_hits(predictions, cut).astype(np.float64) for cut in (1, 5))
     plain = _flat_statistic(labels, hit1, hit5)
-    if tree.flat:
-        return _of_flat(plain, predictions, tree)
-    # An unreadable picture has a first answer too, but not one that anybody gave.
-    distance = np.where(predictions.ranks > len(tree.classes), 3, tree.distances(first, labels))
-    counted = tree.counted()[labels].astype(np.float64)
-    names, number = tree.subgroup_numbers()
-    member = np.zeros((len(labels), len(names)))
-    member[np.arange(len(labels)), number[labels]] = 1.0
-    averaged = member[:, [name not in tree.left_out for name in names]]
+    if near is None or not len(near.subgroups):
+        return _of_flat(plain, near)
+    distance = near.steps
+    count = int(near.subgroups.max()) + 1
+    taken = ~np.isin(np.arange(count), near.left_out)
+    counted = taken[near.subgroups[labels]].astype(np.float64)
+    member = np.zeros((len(labels), count))
+    member[np.arange(len(labels)), near.subgroups[labels]] = 1.0
+    averaged = member[:, taken]
     wrong = counted * (distance > 0)
 
     def statistic(weights: FloatArray) -> FloatArray:
@@ -134,19 +166,16 @@ def _hits(predictions: Predictions, cut: int) -> BoolArray:
     return found
 
 
-def _of_flat(plain: Statistic, predictions: Predictions, tree: LabelTree) -> Statistic:
+def _of_flat(plain: Statistic, near: Nearness | None) -> Statistic:
     """Without subgroups; with error_distance where a hierarchy of classes says how far they are apart."""
     place = METRICS.index("error_distance")
-    far = tree.distances(predictions.best[:, 0], predictions.labels).astype(np.float64)
-    if tree.heights is not None:  # an unreadable picture has a first answer too, but not one that anybody gave
-        far = np.where(predictions.ranks > len(tree.classes), tree.heights.max(), far)
-    wrong = (far > 0).astype(np.float64)[:, None]
 
     def statistic(weights: FloatArray) -> FloatArray:
         found = np.full((len(weights), len(METRICS)), np.nan)
         found[:, :FLAT] = plain(weights)
-        if tree.heights is not None:
-            found[:, place] = weighted_mean(weights, far[:, None] * wrong, wrong)[:, 0]
+        if near is not None:
+            wrong = (near.steps > 0).astype(np.float64)[:, None]
+            found[:, place] = weighted_mean(weights, near.steps[:, None] * wrong, wrong)[:, 0]
         return found
 
     return statistic

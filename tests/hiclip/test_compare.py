@@ -36,6 +36,7 @@ from hiclip.evaluation.compare_tables import comparison_markdown, difference_tex
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.outcome import Outcome
 from hiclip.evaluation.published_rows import chosen_rows
+from hiclip.evaluation.ratio_parts import RatioParts, ratio_parts
 from hiclip.evaluation.result import Result
 from hiclip.evaluation.result_tables import results_csv, results_markdown
 from hiclip.evaluation.run_evaluation import evaluate
@@ -144,6 +145,55 @@ def test_what_is_not_stored_is_said_and_not_invented(two: tuple[Path, Path]) -> 
     assert isinstance(lines["imagenet", "top1"].differences[1], Difference)
     assert lines["imagenet", "mean_per_class"].differences[1] == NOT_STORED
     assert lines["imagenet", "rsum"].differences[1] == NOT_STORED
+
+
+def _with_parts(place: Path, name: str, file: str, parts: RatioParts) -> list[Result]:
+    """Adds what a head, trees or segments leave to a finished evaluation."""
+    ones = np.ones((1, len(parts.sums)))
+    values = dict(zip(parts.metrics, parts.statistic(ones)[0].tolist(), strict=True))
+    results = [
+        Result(set=name, metric=metric, value=value, chance=0, count=len(parts.sums), low=0, high=1, unit="share")
+        for metric, value in values.items()
+    ]
+    (place / file).parent.mkdir(parents=True, exist_ok=True)
+    stored = {"results": [one.model_dump() for one in results], "parts": parts.model_dump(), "seconds": 1.0}
+    (place / file).write_text(json.dumps(stored))
+    content = json.loads((place / "result.json").read_text())
+    content["results"] += stored["results"]
+    content["sets"][name] = "the same questions"
+    (place / "result.json").write_text(json.dumps(content))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("vqa_v2-frozen", "heads/vqa_v2-frozen-{}/head.json"), ("segments", "sets/segments-{}.json")],
+)
+def test_what_is_stored_in_parts_is_compared_over_the_same_units(two: tuple[Path, Path], name: str, file: str) -> None:
+    """Heads, trees and segments: the difference's interval is that of the ratios over the same resamples."""
+    random = np.random.default_rng(0)
+    counts = np.stack([random.integers(1, 4, 80), random.integers(0, 2, 80)], axis=1).astype(float)
+    sums = [counts * random.uniform(0, most, (80, 2)) for most in (0.5, 1.0)]
+    units = [f"picture {number}" for number in range(80)]
+    parts = [ratio_parts(units, ["accuracy", "accuracy_other"], one, counts) for one in sums]
+    for place, one, letter in zip(two, parts, "ab", strict=True):
+        _with_parts(place, name, file.format(letter * 16), one)
+    _, lines = _compared(*two)
+    expected = estimate(lambda w: (w @ sums[1] - w @ sums[0]) / (w @ counts), 80, 0, 200)
+    for place, metric in enumerate(parts[0].metrics):
+        difference = lines[name, metric].differences[1]
+        assert isinstance(difference, Difference)
+        assert (difference.value, difference.low, difference.high) == pytest.approx(
+            (expected.value[place], expected.low[place], expected.high[place]), abs=1e-12
+        )
+        assert lines[name, metric].best == 1
+    # Other units, as of other files or another grid of patches, are not compared; nor what an earlier version stored.
+    changed = two[1] / file.format("b" * 16)
+    stored = json.loads(changed.read_text())
+    changed.write_text(json.dumps({**stored, "parts": {**stored["parts"], "units": "others"}}))
+    assert _compared(*two)[1][name, "accuracy"].differences[1] == NOT_SAME_PICTURES
+    changed.write_text(json.dumps({**stored, "parts": None}))
+    assert _compared(*two)[1][name, "accuracy"].differences[1] == NOT_STORED
 
 
 def test_a_file_of_other_weights_in_the_same_folder_is_not_taken(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -259,10 +309,13 @@ def test_two_real_evaluations_on_s3_are_compared(tmp_path: Path) -> None:
         comparison = compare(read_runs([f"{address}/3", f"{address}/4"]), draws=100)
     parsed = {line.metric: line.differences[1] for line in comparison.lines if line.set == "parsing"}
     assert set(parsed) >= {"parse_f1"}
-    assert set(parsed.values()) == {NOT_STORED}, "the same trees are the same questions, whatever the weights"
+    assert all(isinstance(one, Difference) for one in parsed.values()), "the same trees, whatever the weights"
     known = {line.metric: line.differences[1] for line in comparison.lines if line.set == "openmoji"}
     paired = {metric for metric, one in known.items() if isinstance(one, Difference)}
-    assert paired == {*zero_shot.METRICS[: zero_shot.FLAT], *retrieval.METRICS} - {"loss"}
+    assert paired == {*known} - {"loss"}
+    assert paired > {*zero_shot.METRICS[: zero_shot.FLAT], *retrieval.METRICS, "group_right", "error_distance"} - {
+        "loss"
+    }
     assert {one for metric, one in known.items() if metric not in paired} == {NOT_STORED}
     for line in comparison.lines:
         difference, (first, second) = line.differences[1], line.results

@@ -13,6 +13,7 @@ from hiclip.data.tokenizer import Tokenizer
 from hiclip.evaluation.agreement_figure import parse_figure
 from hiclip.evaluation.asked import ask
 from hiclip.evaluation.blocks import map_here
+from hiclip.evaluation.bootstrap import weighted_mean
 from hiclip.evaluation.evaluate_job import EvaluateJob
 from hiclip.evaluation.parsing import (
     GivenTree,
@@ -21,7 +22,7 @@ from hiclip.evaluation.parsing import (
     _random,
     _right,
     aligned,
-    f1_statistic,
+    f1_parts,
     read_trees,
 )
 from hiclip.evaluation.run_evaluation import evaluate
@@ -34,7 +35,7 @@ FOUR = GivenTree(("a", "b", "c", "d"), frozenset({(0, 2), (2, 4), (0, 4)}))
 
 def _f1(given: list[GivenTree], found: list[set[tuple[int, int]]]) -> list[float]:
     spans = [frozenset(one) for one in found]
-    return [float(value) for value in f1_statistic(given, spans)(np.ones((1, len(given))))[0]]
+    return [float(value) for value in weighted_mean(np.ones((1, len(given))), *f1_parts(given, spans))[0]]
 
 
 def test_f1_by_hand() -> None:

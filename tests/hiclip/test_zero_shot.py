@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiclip.evaluation.compare import _statistic_of
 from hiclip.evaluation.evaluation_set import Classification, questions_fingerprint
 from hiclip.evaluation.label_tree import LabelTree, meeting_heights
+from hiclip.evaluation.measure import Judged, _judged
 from hiclip.evaluation.set_pictures import StoredPictures
 from hiclip.evaluation.sets.imagenet_classes import imagenet_classes, wordnet_heights
 from hiclip.evaluation.zero_shot import (
@@ -105,6 +107,22 @@ def test_a_tie_with_the_right_class_is_no_error_of_no_steps() -> None:
     scores = np.array([[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]])
     found = _measure(scores, [0, 0], LabelTree(("cat", "dog", "pear"), heights=heights))
     assert (found["top1"], found["error_distance"]) == (0.0, 2.0), "the first answer is wrong of one picture alone"
+
+
+def test_who_forgot_the_hierarchy_still_knows_what_it_said() -> None:
+    """What is stored of a set gives every metric, under any weights, that the label tree itself gives."""
+    heights = np.array([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
+    random = np.random.default_rng(1)
+    for tree in (TREE, LabelTree(("cat", "dog", "pear"), heights=heights), LabelTree(("cat", "dog"))):
+        labels = random.integers(0, len(tree.classes), 40)
+        scores = random.normal(size=(40, len(tree.classes)))
+        scores[3] = np.nan
+        predictions = predict(scores, labels)
+        judged = Judged.model_validate_json(_judged(predictions, tree).model_dump_json())
+        weights = random.multinomial(40, np.full(40, 1 / 40), size=5).astype(float)
+        found = _statistic_of(judged)(weights)
+        np.testing.assert_array_equal(found, zero_shot_statistic(predictions, tree)(weights))
+        assert np.isfinite(found[:, METRICS.index("error_distance")]).all() == (len(tree.classes) > 2)
 
 
 def test_imagenets_mistakes_are_weighed_by_wordnet() -> None:

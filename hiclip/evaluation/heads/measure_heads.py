@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from hiclip.evaluation.blocks import MapBlocks
-from hiclip.evaluation.bootstrap import FloatArray, Statistic, estimate, weighted_mean
+from hiclip.evaluation.bootstrap import FloatArray, estimate, weighted_mean
 from hiclip.evaluation.embed import Embedder
 from hiclip.evaluation.heads import HeadSettings
 from hiclip.evaluation.heads.head_settings import HeadTraining
@@ -30,6 +30,7 @@ from hiclip.evaluation.heads.train_head import (
     head_task_features,
     train_head,
 )
+from hiclip.evaluation.ratio_parts import RatioParts, ratio_parts
 from hiclip.evaluation.result import Result, results_of
 from hiclip.evaluation.retrieval import IntArray
 from pipeline.jobfile import Settings
@@ -76,6 +77,8 @@ class MeasuredHead(Settings):
     """Number, from 1, of the epoch that is measured."""
     submission: str | None
     """File of answers for a server, relative to the folder of the result."""
+    parts: RatioParts | None = None
+    """Picture by picture; null in what earlier versions stored."""
     seconds: float
     """Wall time: all epochs, and what was embedded and measured without an interruption."""
 
@@ -154,11 +157,12 @@ class HeadMeasurer:
             epochs=progress.epochs,
             chosen=progress.best,
             submission=submission,
+            parts=_parts(asked, guesses),
             seconds=round(
                 (embedded - began) + sum(row.seconds for row in progress.epochs) + (time.monotonic() - trained), 3
             ),
         )
-        place.write_text(RESULT, measured.model_dump_json(indent=1) + "\n")
+        place.write_text(RESULT, measured.model_dump_json() + "\n")
         for file in place.names("last-", ".safetensors"):
             place.remove(file)
         return measured
@@ -189,18 +193,25 @@ def head_results(label: str, task: HeadTask, guesses: IntArray, seed: int, draws
     asked, classes = task.measured, len(task.answers)
     names = [name for name, _ in task.metrics]
     commonest = np.full(len(asked), int(task.train.worths.by_answer(classes).argmax()), dtype=np.int64)
-    statistic, counts = _statistic(task, asked.worths.of(guesses))
+    sums, counts = _by_picture(task, asked.worths.of(guesses))
     once = np.ones((1, len(counts)))
-    chance = _statistic(task, asked.worths.by_question() / classes)[0](once)[0]
-    majority = _statistic(task, asked.worths.of(commonest))[0](once)[0]
-    estimates = estimate(statistic, len(counts), seed, draws)
+    chance = weighted_mean(once, *_by_picture(task, asked.worths.by_question() / classes))[0]
+    majority = weighted_mean(once, *_by_picture(task, asked.worths.of(commonest)))[0]
+    estimates = estimate(lambda weights: weighted_mean(weights, sums, counts), len(counts), seed, draws)
     results = results_of(label, names, estimates, chance, np.count_nonzero(counts, axis=0).tolist())
     baseline = dict(zip(names, majority.tolist(), strict=True))
     return [result.model_copy(update={"baselines": {"majority": baseline[result.metric]}}) for result in results]
 
 
-def _statistic(task: HeadTask, worth: FloatArray) -> tuple[Statistic, FloatArray]:
-    """Metrics of what (Q,) answers are worth under weights of the N pictures asked about, and (N, M) questions."""
+def _parts(asked: AskedHead, guesses: IntArray) -> RatioParts:
+    """That the metrics are made of; the pictures are those whose files were in this state."""
+    task = asked.task
+    metrics = [name for name, _ in task.metrics]
+    return ratio_parts([asked.state], metrics, *_by_picture(task, task.measured.worths.of(guesses)))
+
+
+def _by_picture(task: HeadTask, worth: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(N, M) of the N pictures asked about: what (Q,) answers are worth together, and how many questions they are."""
     asked = task.measured
     pictures, place = np.unique(asked.pictures, return_inverse=True)
     takes_part = np.stack(
@@ -211,7 +222,7 @@ def _statistic(task: HeadTask, worth: FloatArray) -> tuple[Statistic, FloatArray
     sums = np.zeros_like(counts)
     np.add.at(counts, place, takes_part)
     np.add.at(sums, place, takes_part * worth[:, None])
-    return lambda weights: weighted_mean(weights, sums, counts), counts
+    return sums, counts
 
 
 def submission_json(task: HeadTask, guesses: IntArray) -> str:
