@@ -102,11 +102,14 @@ def analyse(points: Sequence[Point], how: Analysis, methods: Sequence[str] = ())
 def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
     """The first method against each other: in the middle of the computes that both have reached, and at their end.
 
-    One whose rungs have no compute in common with the first's is left out: beyond them the form itself is a guess.
+    One whose rungs have no compute in common with the first's is left out: beyond them the form itself is a guess. So
+    is one whose law does not fall: what it needs for an error says nothing.
     """
     first, *others = found
     ratios = []
     for other in others:
+        if other.law.b.value >= 0:
+            continue
         least, most = common_computes(first.law, other.law)
         places = (math.sqrt(least) * math.sqrt(most), most) if least < most else (most,) if least == most else ()
         ratios += [compute_ratio(first.law, other.law, at, first.method, other.method) for at in places]
@@ -146,6 +149,11 @@ def _size_law(points: Sequence[Point], how: Analysis) -> tuple[SizeLaw | None, s
     if None in sizes or None in seen:
         return None, "the table does not say how many pairs each run has seen"
     unique = [point.unique for point in points]
+    for what, said in (("parameters", [point.parameters for point in points]), ("unique", unique)):
+        # What stands for the one that is not said would be of another kind than those that are.
+        if len(said) > said.count(None) > 0:
+            blank = points[said.index(None)].name
+            return None, f"{what}: expected for every run or for none, the table does not say it of '{blank}'"
     try:
         return (
             fit_size_law(

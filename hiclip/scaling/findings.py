@@ -77,7 +77,7 @@ class Findings:
             said.append(f"'{self.not_run}' was not run: no law predicts it")
         said += [ratio.sentence() for ratio in self.ratios]
         said += [
-            f"{self.methods[0].method} and {found.method} are not compared: their rungs have no compute in common"
+            f"{self.methods[0].method} and {found.method} are not compared: {_why_not_compared(found)}"
             for found in self.methods[1:]
             if all(ratio.other != found.method for ratio in self.ratios)
         ]
@@ -195,6 +195,12 @@ def held_out_numbers(held_out: HeldOut) -> dict[str, Any]:
         "before": held_out.before,
         "by_size": None if held_out.by_size is None else vars(held_out.by_size),
     }
+
+
+def _why_not_compared(other: MethodFindings) -> str:
+    if other.law.b.value >= 0:
+        return f"the error of {other.method} does not fall with compute"
+    return "their rungs have no compute in common"
 
 
 def _verb(b: Interval) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,14 @@ def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
     began = time.monotonic()
     if given.draws < 100 or given.bins < 2:
         raise InputError(f"expected at least 100 draws and 2 bins, came {given.draws} and {given.bins}")
+    if given.seed < 0:
+        raise InputError(f"--seed: expected 0 or more, came {given.seed}")
+    wrong = next((one for one in given.budgets if not (math.isfinite(one) and one > 0)), None)
+    if wrong is not None:
+        raise InputError(f"--budgets: expected finite numbers above 0, came {wrong:g}")
+    place = Folder(absolute(given.out or str(Path(given.fit_only).with_suffix("")) + "-law"))
+    if place.exists("job.yaml"):
+        raise InputError(f"--out: {place.root} holds a study, whose result would be lost; choose another folder")
     points = read_table(given.fit_only)
     how = Analysis(given.form, given.selection, given.bins, given.draws, given.seed, tuple(given.budgets))
     laws = analyse(points, how)
@@ -36,7 +45,7 @@ def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
     findings = Findings(
         name, given.error, given.unit, laws.found, None, ratios=compare(laws.found), refused=laws.refused
     )
-    place = Folder(absolute(given.out or str(Path(given.fit_only).with_suffix("")) + "-law")).make()
+    place.make()
     place.upload(given.fit_only, TABLE)
     result = write_result(
         place, findings, {"name": name, "table": place.join(TABLE), "seconds": time.monotonic() - began}

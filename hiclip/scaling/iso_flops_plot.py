@@ -19,12 +19,14 @@ def iso_flops_png(findings: Findings, found: MethodFindings) -> bytes:
     assert law is not None, "asked of a method that has one"
     cost = cost_of_a_pair(found.points)
     computes = np.array([point.compute for point in found.points])
-    budgets = np.geomspace(computes.min() * 2, max(one.budget for one in found.allocations), _CURVES)
+    asked = [one.budget for one in found.allocations]
+    budgets = np.geomspace(min(computes.min() * 2, *asked), max(computes.max(), *asked), _CURVES)
     unique = found.allocations[0].unique
-    sizes, curves = iso_flops(law, cost, budgets.tolist(), unique)
+    best = [one.size.value for one in found.allocations if not one.end]
+    sizes, curves = iso_flops(law, cost, budgets.tolist(), unique, best)
     figure = new_figure(height=4.8)
     axes = figure.add_subplot()
-    least, most = np.log(computes.min()), np.log(budgets.max())
+    least, most = np.log(min(computes.min(), budgets.min())), np.log(budgets.max())
 
     def colour(compute: float) -> tuple[float, float, float, float]:
         return colormaps["viridis"](0.05 + 0.85 * (np.log(compute) - least) / (most - least))  # type: ignore[no-any-return]

@@ -39,12 +39,19 @@ def read_table(path: str) -> tuple[Point, ...]:
         raise TableError(f"{path}: expected a table (CSV), found no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path}: cannot be read as a table: {error}") from None
+    twice = next((name for place, name in enumerate(columns) if name in columns[:place]), None)
+    if twice is not None:
+        raise TableError(f"{path}: expected each column once, came {twice!r} again")
     missing = [name for name in ("compute", "error") if name not in columns]
     if missing:
         raise TableError(f"{path}: expected the columns compute and error, came {', '.join(columns) or 'nothing'}")
     if not lines:
         raise TableError(f"{path}: expected a line for each run, came none")
-    return tuple(_point(f"{path}, line {number}", line) for number, line in lines)
+    points = [_point(f"{path}, line {number}", line) for number, line in lines]
+    nameless = next((number for (number, _), point in zip(lines, points, strict=True) if not point.method), None)
+    if nameless is not None and any(point.method for point in points):
+        raise TableError(f"{path}, line {nameless}: method: expected one on every line or on none, came none here")
+    return tuple(points)
 
 
 def _point(where: str, line: Mapping[str | None, str | None]) -> Point:

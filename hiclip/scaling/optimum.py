@@ -8,6 +8,7 @@ what our own formula or the table says, and repeated pairs are worth less.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from hiclip.scaling.robust_fit import Array
 from hiclip.scaling.size_law import SizeLaw
 
 _GRID = 400
-_SMALLER, _LARGER = 2.0, 4.0  # times beyond the measured sizes that are searched, the latter more for larger budgets
+_SMALLER, _LARGER = 2.0, 4.0  # times beyond the measured sizes that are searched, more for smaller and larger budgets
 _STEP = 1.5  # of compute, on both sides of a budget, over which the frontier's exponent is taken
 
 
@@ -52,13 +53,13 @@ class Optimum:
     budget: float
     """C of one run."""
     size: Interval
-    """N."""
+    """N. An end is 0, or infinite, where the draws of that side have no best size among those that were asked about."""
     pairs: Interval
-    """D."""
+    """D; likewise."""
     error: Interval
     """Where the law lies there."""
     exponent: Interval
-    """p of N ~ C^p along the frontier, around this budget."""
+    """p of N ~ C^p along the frontier, around this budget; without an end where too many draws have no best size."""
     unique: float | None
     """U that it was computed for; None: every pair is new."""
     outside: str
@@ -80,8 +81,8 @@ class Optimum:
             passes = f" ({pairs.value / self.unique:.1f} passes over {short(self.unique)})"
         beyond = f"; {self.outside}" if self.outside else ""
         return (
-            f"With {self.budget:.3g} {unit}: {short(size.value)} {what} ({short(size.low)} to {short(size.high)}) on "
-            f"{short(pairs.value)} pairs ({short(pairs.low)} to {short(pairs.high)}){passes}, for an error of "
+            f"With {self.budget:.3g} {unit}: {short(size.value)} {what} ({_band(size)}) on "
+            f"{short(pairs.value)} pairs ({_band(pairs)}){passes}, for an error of "
             f"{error.value:.3g} ({error.low:.3g} to {error.high:.3g}){beyond}"
         )
 
@@ -101,12 +102,17 @@ def compute_optimal(
     (low_fit, low_drawn), (high_fit, high_drawn) = places[1 / _STEP][:2], places[_STEP][:2]
     fit, drawn, error, errors = places[1.0]
     span = 2 * np.log(_STEP)
-    exponent = _interval(np.log(high_fit / low_fit) / span, np.log(high_drawn / low_drawn) / span)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exponents = np.log(high_drawn / low_drawn) / span
+    low, high = (
+        _interval(0, np.where(np.isnan(exponents) | np.isinf(exponents), end, exponents)) for end in (-np.inf, np.inf)
+    )
+    exponent = Interval(float(np.log(high_fit / low_fit) / span), low.low, high.high)
     pairs = budget / cost(np.array([fit]))[0]
     return Optimum(
         budget,
         _interval(fit, drawn),
-        _interval(pairs, budget / cost(drawn)),
+        _interval(pairs, _pairs_for(budget, cost, drawn)),
         _interval(error, errors),
         exponent,
         unique,
@@ -116,10 +122,15 @@ def compute_optimal(
 
 
 def iso_flops(
-    law: SizeLaw, cost: Callable[[Array], Array], budgets: Sequence[float], unique: float | None = None
+    law: SizeLaw,
+    cost: Callable[[Array], Array],
+    budgets: Sequence[float],
+    unique: float | None = None,
+    best: Sequence[float] = (),
 ) -> tuple[Array, Array]:
-    """(n,) N, and (budgets, n) errors of a model of N that spends each budget: the IsoFLOP curves."""
-    sizes = np.geomspace(min(law.sizes) / 2, max(law.sizes) * 4, 160)
+    """(n,) N, and (budgets, n) errors of a model of N that spends each budget: the IsoFLOP curves. `best`: sizes that
+    lie among the N, as the measured ones do."""
+    sizes = np.geomspace(min(*law.sizes, *best) / 2, max(*law.sizes, *best) * 4, 160)
     unique = unique if law.repeat is not None else None
     return sizes, np.stack([law.errors_at(sizes, budget / cost(sizes), unique) for budget in budgets])
 
@@ -133,17 +144,20 @@ def _frontier(
     fit, drawn = law.errors_at(sizes, pairs, unique)[None], law.drawn(sizes, pairs, unique)
     (best,), (least,) = _lowest(np.log(sizes), np.log(fit))
     many, _ = _lowest(np.log(sizes), np.log(drawn))
+    many = np.exp(many)
+    # A draw whose best size is an end of those that were asked about shows none: it lies somewhere beyond.
+    many = np.where(many < sizes[1], 0.0, np.where(many > sizes[-2], np.inf, many))
     # The error of the draws at the size that one would choose: nobody knows each draw's own best.
     chosen = np.exp(np.array([best]))
     errors = law.drawn(chosen, budget / cost(chosen), unique)[:, 0]
-    return float(np.exp(best)), np.exp(many), float(np.exp(least)), errors
+    return float(np.exp(best)), many, float(np.exp(least)), errors
 
 
 def _asked(law: SizeLaw, cost: Callable[[Array], Array], budget: float) -> Array:
     """(G,) sizes among which the best is looked for: with ten times the compute, up to ten times as large."""
     spent = np.array(law.pairs) * cost(np.array(law.sizes))
-    larger = max(_LARGER, budget / float(spent.max()))
-    return np.geomspace(min(law.sizes) / _SMALLER, max(law.sizes) * larger, _GRID)
+    smaller, larger = max(_SMALLER, float(spent.min()) / budget), max(_LARGER, budget / float(spent.max()))
+    return np.geomspace(min(law.sizes) / smaller, max(law.sizes) * larger, _GRID)
 
 
 def _end(size: float, asked: Array) -> Literal["", "smallest", "largest"]:
@@ -177,9 +191,29 @@ def _outside(law: SizeLaw, size: float, pairs: float) -> str:
     return ", and ".join(beyond)
 
 
+def _pairs_for(budget: float, cost: Callable[[Array], Array], sizes: Array) -> Array:
+    """(S,) D that the budget leaves for each size: infinite for one of 0, none for an infinite one."""
+    inside = np.isfinite(sizes) & (sizes > 0)
+    pairs = np.where(sizes > 0, 0.0, np.inf)
+    pairs[inside] = budget / cost(sizes[inside])
+    return pairs
+
+
 def _interval(value: float, drawn: Array) -> Interval:
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    # By order and not by linear interpolation, which cannot go between a number and infinity.
+    method: Literal["linear", "nearest"] = "linear" if np.isfinite(drawn).all() else "nearest"
+    low, high = np.quantile(drawn, [0.025, 0.975], method=method)
     return Interval(float(value), float(low), float(high))
+
+
+def _band(interval: Interval) -> str:
+    """From where to where, as far as it is known."""
+    known = interval.low > 0, math.isfinite(interval.high)
+    if all(known):
+        return f"{short(interval.low)} to {short(interval.high)}"
+    if not any(known):
+        return "the draws have no best one"
+    return f"{short(interval.low)} or more" if known[0] else f"{short(interval.high)} or less"
 
 
 def short(count: float) -> str:

@@ -12,6 +12,7 @@ result.json         all numbers, written last
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ def finished(study: Study) -> dict[str, Any] | None:
     if not study.place.exists(RESULT):
         return None
     result: dict[str, Any] = json.loads(study.place.read_text(RESULT))
-    complete = result["study"] == study.key and not result["missing"] and not study.missing(study.ladder.all)
+    complete = result.get("study") == study.key and not result["missing"] and not study.missing(study.ladder.all)
     return result if complete else None
 
 
@@ -163,8 +164,18 @@ def write_result(place: Folder, findings: Findings, also: dict[str, Any]) -> str
         place.write_bytes(name, png)
     place.write_text(REPORT, study_page(findings, drawn))
     result = findings.numbers() | also | {"pictures": {name: place.join(name) for name in drawn}}
-    place.write_text(RESULT, json.dumps(result | {"report": place.join(REPORT)}, indent=1) + "\n")
+    written = json.dumps(_known(result | {"report": place.join(REPORT)}), indent=1, allow_nan=False)
+    place.write_text(RESULT, written + "\n")
     return place.join(RESULT)
+
+
+def _known(content: Any) -> Any:
+    """The same with null for numbers that are none, or infinite: JSON has no others."""
+    if isinstance(content, Mapping):
+        return {key: _known(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_known(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_table(study: Study, rows: Sequence[Row]) -> None:

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -54,34 +55,43 @@ class StudyProgress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(f"scale: {line}")
+        self._console.print(f"scale: {line}", markup=False)
 
 
 def findings_table(findings: Findings) -> Table:
     """The rungs beside the law and beside the law of all others, those that failed, and last the held-out one."""
-    table = Table(title=f"{findings.name}: {findings.what}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=escape(f"{findings.name}: {findings.what}"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rung")
-    for name in (findings.compute_unit, "measured", "law", "others", "off by"):
+    for name in (escape(findings.compute_unit), "measured", "law", "others", "off by"):
         table.add_column(name, justify="right", no_wrap=True)
     for found in findings.methods:
         for point, fitted, alone in residual_rows(found.law, found.stands_on):
             name = f"{found.method}: {point.name}" if found.method else point.name
             off = f"{alone / point.error - 1:+.1%}"
-            table.add_row(name, f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off)
+            table.add_row(
+                escape(name), f"{point.compute:.3g}", f"{point.error:.4g}", f"{fitted:.4g}", f"{alone:.4g}", off
+            )
     for refused in findings.refused:
         for point in refused.points:
             table.add_row(
-                f"{refused.method}: {point.name}", f"{point.compute:.3g}", f"{point.error:.4g}", "no law", "", ""
+                escape(f"{refused.method}: {point.name}"),
+                f"{point.compute:.3g}",
+                f"{point.error:.4g}",
+                "no law",
+                "",
+                "",
             )
     for failure in findings.failures:
-        table.add_row(failure.name, f"{failure.compute:.3g}", "failed", "", "", "")
+        table.add_row(escape(failure.name), f"{failure.compute:.3g}", "failed", "", "", "")
     held_out = findings.held_out
     if held_out is not None and held_out.point is not None:
         measured, predicted = held_out.point.error, held_out.predicted.value
         said = f"{predicted:.4g}"
         off = f"{predicted / measured - 1:+.1%}"
         table.add_section()
-        table.add_row(f"{held_out.name} (held out)", f"{held_out.compute:.3g}", f"{measured:.4g}", said, said, off)
+        table.add_row(
+            escape(f"{held_out.name} (held out)"), f"{held_out.compute:.3g}", f"{measured:.4g}", said, said, off
+        )
     return table
 
 
