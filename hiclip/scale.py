@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import numpy as np
 from rich.console import RenderableType
 
+from hiclip.evaluation.evaluation_set import EvaluationSet
+from hiclip.evaluation.measure import asked_metrics
 from hiclip.evaluation.run_sets import sample_checkpoint
 from hiclip.model.sizes import resolve
 from hiclip.pretrain import pretrain, stream_plan
@@ -38,13 +41,13 @@ from hiclip.scaling.spending import Meter, Purse, spent
 from hiclip.scaling.study_bill import bill, check_budget
 from hiclip.scaling.study_folder import (
     COMPUTE_UNIT,
-    REPORT,
     RESULT,
-    TABLE,
     Study,
+    begin_anew,
     dataset_key,
     finished,
     open_study,
+    placed,
     predict,
     write_findings,
     write_table,
@@ -54,10 +57,11 @@ from hiclip.scaling.transfer import Best
 from hiclip.scaling.trunk import run_folder, take_over
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.command import console, program, run_command, run_to_end
-from pipeline.jobfile import resolved
+from pipeline.jobfile import JobError, resolved
+from pipeline.manifest import MANIFEST, DatasetError
 from pipeline.mlflow_address import check_reachable, tracking_uri, without_secrets
 from pipeline.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
-from pipeline.storage import folder
+from pipeline.storage import Folder, folder
 from pipeline.tracker import Tracker
 
 
@@ -69,7 +73,7 @@ def scale(job: ScaleJob) -> str:
     ladder = read_ladder(job)
     searched = searched_rungs(job, ladder)
     budget = check_budget(job, ladder, searched)
-    asked = job.error.set.load().fingerprint  # or every rung would be trained before one finds that it cannot be asked
+    asked = _asked_set(job).fingerprint  # or every rung would be trained before one finds that it cannot be asked
     rungs = (*ladder.all, *searched)
     datasets = {dataset_key(rung): stream_plan(rung.job).fingerprint for rung in rungs}  # says what one lacks
     if not folder(job.out).exists(RESULT):
@@ -81,6 +85,7 @@ def scale(job: ScaleJob) -> str:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}", markup=False)
         deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out))
         return study.place.join(RESULT)
+    begin_anew(study)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out))
     try:
         findings = _carry_out(study, searched, tracker)
@@ -93,6 +98,15 @@ def scale(job: ScaleJob) -> str:
     for line in answers(findings):
         console.print(f"scale: {line}.", markup=False)
     return study.place.join(RESULT)
+
+
+def _asked_set(job: ScaleJob) -> EvaluationSet:
+    """The set that rungs are asked. DatasetError if it is not what it should be, JobError if it has no such metric."""
+    content, metric = job.error.set.load(), job.error.metric
+    known = asked_metrics(content)
+    if metric not in known:
+        raise JobError(f"error.metric: {content.name} has no {metric}; it has {', '.join(known)}")
+    return content
 
 
 def _planned(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung]) -> dict[str, float]:
@@ -137,6 +151,8 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
     try:
         taken_over = take_over(study.place, study.ladder, rung, job)
         run = pretrain(job, parent_run_id, here=job.engine.name == "plain", on_row=meter.on_row)
+        if run.manifest_fingerprint != study.datasets[dataset_key(rung)]:
+            raise DatasetError(f"{run.manifest_fingerprint[:12]}: the dataset changed while the study ran; start again")
         value, draws = sample_checkpoint(run.checkpoint, study.asked, asked.metric, study.job.seed)
     finally:
         meter.note()
@@ -168,10 +184,11 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
         pairs_per_s=run.pairs_per_s,
         trial_s=time.monotonic() - began,
         checkpoint=run.checkpoint,
-        error_draws=tuple(float(f"{one:.7g}") for one in drawn),
+        error_draws=tuple(float(f"{one:.7g}") if math.isfinite(one) else None for one in drawn),
         question=study.question(rung),
     )
-    record = open_tracker(job.mlflow, job.out, job.name, run.mlflow_run_id)
+    # A run that ended while MLflow was away does not know its record; its folder may.
+    record = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out) or run.mlflow_run_id, parent_run_id)
     record.metrics({"error": error, "compute": run.train_flops}, run.seen)
     record.close()
     store(study.place, row)
@@ -188,7 +205,7 @@ def _placed(study: Study, rung: Rung) -> PretrainJob:
             "out": study.place.join(run_folder(rung)),
             "ray": job.ray,
             "mlflow": job.mlflow.model_copy(update={"tracking_uri": uri, "registered_model": False}),
-            "data": rung.job.data.model_copy(update={"dataset": rung.job.data.absolute_dataset}),
+            **placed(rung.job),
             "checkpoints": rung.job.checkpoints.model_copy(update={"at": stays}),
         }
     )
@@ -260,10 +277,10 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
     def on_end(rung: Rung, failure: Failure | None) -> None:
         found = failure or study.row(rung)
         assert found is not None, "a trial that ends well has stored its row"
-        progress.ended(rung, found)
         if failure is not None:
             store_failure(study.place, failure)
             failures.append(failure)
+        progress.ended(rung, found)
 
     jobs = {rung.id: _placed(study, rung) for rung in missing}
     measure = functools.partial(measure_rung, study, jobs, tracker.run_id)
@@ -307,15 +324,26 @@ def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
     tracker.metrics(numbers, sum(rung.job.pairs for rung in study.ladder.all))
     tracker.tag("law", findings.sentence())
     with tempfile.TemporaryDirectory() as local:
-        for name in (RESULT, TABLE, REPORT, *(name for name in study.place.names(suffix=".png") if "/" not in name)):
-            study.place.download(name, str(Path(local, name)))
-            tracker.artifact(str(Path(local, name)))
+        for name in _concluded(study.place):
+            here = Path(local, name)
+            here.parent.mkdir(parents=True, exist_ok=True)
+            study.place.download(name, str(here))
+            tracker.artifact(str(here), str(PurePosixPath(name).parent).removeprefix("."))
+
+
+def _concluded(place: Folder) -> list[str]:
+    """What a study has found, without its runs: the files that the parent record keeps."""
+    runs = re.compile(r"(methods/[^/]+/)?(rungs|search|spent)/.*|mlflow_.*")
+    return [name for name in place.names() if not runs.fullmatch(name)]
 
 
 def _plan(job: ScaleJob) -> RenderableType:
     ladder = read_ladder(job)
     searched = searched_rungs(job, ladder)
     check_budget(job, ladder, searched)
+    for rung in ladder.all:
+        if all(folder(dataset.path).exists(MANIFEST) for dataset in rung.job.data.datasets):
+            stream_plan(rung.job)  # says what a dataset lacks
     return bill(job, ladder, searched)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.job_mistakes import mistake
 
@@ -42,8 +42,8 @@ def _number(value: object) -> object:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-"""A float that also accepts `5e-4`, which PyYAML reads as text."""
+Number = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
+"""A finite float that also accepts `5e-4`, which PyYAML reads as text."""
 
 
 class Settings(BaseModel):
@@ -55,7 +55,7 @@ class Settings(BaseModel):
 class RaySettings(Settings):
     """The Ray that a command starts inside its own process when no cluster is named by `RAY_ADDRESS`."""
 
-    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    num_cpus: Annotated[int, Field(gt=0)] | None = None
     """CPUs that Ray counts with; null: as many as the machine has."""
 
 

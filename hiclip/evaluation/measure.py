@@ -130,7 +130,8 @@ class MeasuredSet(Settings):
 
 def asked_metrics(content: EvaluationSet) -> tuple[str, ...]:
     """The metrics that a set can have, in the order of the table."""
-    classify = zero_shot.METRICS if content.classification is not None else ()
+    asked = content.classification
+    classify = zero_shot.tree_metrics(asked.labels, asked.tree) if asked is not None else ()
     return (*classify, *(retrieval.METRICS if content.retrieval is not None else ()))
 
 

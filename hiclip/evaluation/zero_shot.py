@@ -45,6 +45,16 @@ FLAT = 3
 """How many of METRICS ask for no hierarchy."""
 
 
+def tree_metrics(labels: IntArray, tree: LabelTree) -> tuple[str, ...]:
+    """Those of METRICS that (N,) labels of such a tree can have."""
+    counted = tree.counted()[labels]
+    lacking = set() if counted.any() else {name for name in METRICS if name.startswith(("subgroup_", "group_"))}
+    lacking |= {"left_out_top1", "left_out_top5"} if counted.all() else set()
+    if tree.flat:
+        lacking |= set(METRICS[FLAT:]) - ({"error_distance"} if tree.heights is not None else set())
+    return tuple(name for name in METRICS if name not in lacking)
+
+
 def class_vectors(prompts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """(T, C, E) unit vectors of T prompts for each class -> (C, E): averaged, then unit again, as CLIP does."""
     mean = prompts.mean(axis=0)

@@ -4,6 +4,7 @@ answers that follow from them. The same for our own rungs and for somebody else'
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,10 @@ from hiclip.scaling.optimum import Optimum, PairCost, compute_optimal, pair_cost
 from hiclip.scaling.points import Point
 from hiclip.scaling.robust_fit import Array, Form
 from hiclip.scaling.size_law import SizeLaw, fit_size_law
+
+log = logging.getLogger(__name__)
+
+_LEAST_KEPT = 0.5  # share of the resamples
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def analyse(points: Sequence[Point], how: Analysis, methods: Sequence[str] = ())
     is said why, where they carry none. Raises LawError, which names each method and why, if no method has a law.
     """
     found, refused = [], []
+    points = usable_draws(points)
     for place, method in enumerate(methods or dict.fromkeys(point.method for point in points) or ("",)):
         own = tuple(point for point in points if point.method == method)
         try:
@@ -185,6 +191,27 @@ def cost_of_a_pair(points: Sequence[Point]) -> PairCost:
     """N -> compute of one pair, through what was measured."""
     known = [(size, cost) for point in points if (size := size_of(point)) and (cost := point.flops_per_pair)]
     return pair_cost([size for size, _ in known], [cost for _, cost in known])
+
+
+def usable_draws(points: Sequence[Point]) -> Sequence[Point]:
+    """The points without the resamples of the pictures on which any of them has no error, or one of 0: no logarithm.
+
+    Without any resamples, and it is said, where that leaves fewer than half. All points lose the same ones, for draw k
+    is the same resample in the law of every method.
+    """
+    if len({len(point.draws) for point in points}) != 1 or not points[0].draws:
+        return points
+    draws = np.array([point.draws for point in points], dtype=float)
+    with np.errstate(invalid="ignore"):
+        kept = (np.isfinite(draws) & (draws > 0)).all(axis=0)
+    if kept.all():
+        return points
+    lost = f"{len(kept) - kept.sum()} of {len(kept)} resamples of the pictures have a rung without errors"
+    if kept.mean() < _LEAST_KEPT:
+        log.warning("%s: the bands are over other runs alone, not over other pictures", lost)
+        return [replace(point, draws=()) for point in points]
+    log.warning("%s and are left out of the bands", lost)
+    return [replace(point, draws=tuple(own[kept].tolist())) for point, own in zip(points, draws, strict=True)]
 
 
 def _picture_draws(points: Sequence[Point]) -> Array | None:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from hiclip.scaling.chosen_rungs import chosen_rungs
 from hiclip.scaling.law import LawError, check_computes
 from hiclip.scaling.next_rung import Candidate
 from hiclip.scaling.scale_job import Changes, ScaleJob
@@ -155,6 +156,8 @@ def candidates(ladder: Ladder, groups: Collection[str]) -> list[Candidate]:
     rung, twice as many, and so on to four times the largest; those that were not run yet. Without a trunk to go on
     from, and not on a dataset that is smaller than another's."""
     rungs = [rung for rung in ladder.of(ladder.methods[0]) if rung.group in groups]
+    if not rungs:
+        return []
     most_unique = max(rung.job.data.unique_pairs or math.inf for rung in rungs)
     rungs = [rung for rung in rungs if (rung.job.data.unique_pairs or math.inf) == most_unique]
     least, most = min(rung.job.pairs for rung in rungs), 4 * max(rung.job.pairs for rung in ladder.all)
@@ -174,9 +177,13 @@ def candidates(ladder: Ladder, groups: Collection[str]) -> list[Candidate]:
 def read_ladder(job: ScaleJob, found: Mapping[str, Best] | None = None) -> Ladder:
     """The checked rungs of a study. Raises JobError, which names the rung, or LawError if no law can come of them.
 
-    found: by method, what a search has found: it gives way to what a rung says itself.
+    found: by method, what a search has found: it gives way to what a rung or its method says itself. Rungs that are one
+    with it are trained once.
     """
-    ladder = Ladder(_rungs(job, found or {}), _held_out(job, found or {}))
+    rungs = _rungs(job, found or {})
+    if found:
+        rungs = tuple({(rung.method, rung.id): rung for rung in reversed(rungs)}.values())[::-1]
+    ladder = Ladder(rungs, _held_out(job, found or {}))
     for method in ladder.methods:
         _check_differences(job, ladder.of(method))
         _check_carries_a_law(job, ladder.of(method))
@@ -214,7 +221,9 @@ def _rung(job: ScaleJob, changes: Changes, method: str, found: Mapping[str, Best
         variant = variant_of(job, method, changes)
         under: Changes = {}
         if method in found and job.search is not None:
+            own = job.methods.get(method, {})
             under = transferred(found[method], variant, job.search.transfer)
+            under = {key: value for key, value in under.items() if key not in own}
             variant = variant_of(job, method, under | changes)
         share = job.ladder.cooldown_share
         if share is None:
@@ -252,10 +261,12 @@ def _mistake_of_base(job: ScaleJob) -> str | None:
 
 
 def _name(changes: Changes) -> str:
-    """`{model.width: 64, schedule.pairs: 5120}` becomes `width 64, pairs 5,120`; who computes it is not said."""
+    """`{model.width: 64, schedule.pairs: 5120}` becomes `width 64, pairs 5,120`; who computes it is not said. Keys that
+    end alike are said whole."""
+    ends = [key.rsplit(".", 1)[-1] for key in changes]
     said = {
-        key.rsplit(".", 1)[-1].replace("_", " "): value
-        for key, value in changes.items()
+        (end if ends.count(end) == 1 else key).replace("_", " "): value
+        for (key, value), end in zip(changes.items(), ends, strict=True)
         if not key.startswith("workers")
     }
     return ", ".join(f"{key} {shown(value)}" for key, value in said.items()) or "the base job"
@@ -287,7 +298,9 @@ def _check_carries_a_law(job: ScaleJob, rungs: Sequence[Rung]) -> None:
     try:
         check_computes(computes, job.form)
         if job.selection.startswith("bin"):
-            check_computes(computes[: job.bins], job.form)
+            # Whatever the errors will be, as many bins are filled as now; which rung of a bin stands is not known yet.
+            chosen = chosen_rungs(computes, [1.0] * len(computes), job.selection, job.bins)
+            check_computes([one.compute for one in chosen], job.form)
     except LawError as error:
         raise LawError(f"ladder: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hiclip.scaling.rung_table import Row
@@ -50,5 +51,5 @@ def point_of(row: Row) -> Point:
         parameters=row.parameters,
         seen=row.seen,
         unique=row.unique,
-        draws=row.error_draws,
+        draws=tuple(math.nan if one is None else one for one in row.error_draws),
     )

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from pydantic import FiniteFloat, ValidationError
 
 from hiclip.scaling.ladder import Rung
-from hiclip.scaling.scale_job import ErrorSettings
 from pipeline.jobfile import Settings
 from pipeline.storage import Folder
 
@@ -68,8 +67,9 @@ class Row(Settings):
     """Wall time of the trial that measured the rung: training, saving, evaluation."""
     checkpoint: str
     """What was measured."""
-    error_draws: tuple[FiniteFloat, ...] = ()
-    """The error on resamples of the evaluation set's pictures, the same resamples for every rung; in no table."""
+    error_draws: tuple[FiniteFloat | None, ...] = ()
+    """The error on resamples of the evaluation set's pictures, the same resamples for every rung; null where one says
+    nothing of it. In no table."""
     question: str
     """Hex sha256 of the dataset and of what was asked of the checkpoint: a row answers no other question."""
 
@@ -86,9 +86,10 @@ class Failure(Settings):
     """Where it happened, for who looks into it."""
 
 
-def question(manifest_fingerprint: str, set_fingerprint: str, error: ErrorSettings) -> str:
-    """Hex sha256 of what a row's error depends on besides its rung: what it was trained on, and what it was asked."""
-    return digest(manifest_fingerprint, set_fingerprint, error.model_dump(mode="json"))
+def question(manifest_fingerprint: str, set_fingerprint: str, metric: str, seed: int) -> str:
+    """Hex sha256 of what a row's error depends on besides its rung: what it was trained on, what it was asked, and the
+    seed by which pictures are drawn anew."""
+    return digest(manifest_fingerprint, set_fingerprint, metric, seed)
 
 
 def digest(*parts: Any) -> str:
@@ -97,7 +98,8 @@ def digest(*parts: Any) -> str:
 
 
 def store(place: Folder, row: Row) -> None:
-    """Keeps a finished row in the study's folder."""
+    """Keeps a finished row in the study's folder, and no longer why it had failed before."""
+    place.remove(f"rungs/{row.rung}.failure.txt")
     place.write_text(_file(row.rung), row.model_dump_json(indent=1) + "\n")
 
 

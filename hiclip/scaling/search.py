@@ -35,7 +35,7 @@ from hiclip.scaling.search_trials import (
     variants,
 )
 from hiclip.scaling.spending import Meter
-from hiclip.scaling.study_folder import Study
+from hiclip.scaling.study_folder import Study, placed
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.job_cost import training_flops
@@ -137,7 +137,7 @@ class _Plan:
                 "out": self.place.join(f"search/{trial.id}"),
                 "ray": job.ray,
                 "mlflow": job.mlflow.model_copy(update={"tracking_uri": uri, "registered_model": False}),
-                "data": trial.job.data.model_copy(update={"dataset": trial.job.data.absolute_dataset}),
+                **placed(trial.job),
             }
         )
 
@@ -245,12 +245,12 @@ def _attempt(plan: _Plan, trial: Rung, report: Callable[[Curve], None]) -> float
         return math.inf
     finally:
         meter.note()
-    measured = _error(plan.study, job, run) if judged_by.at_end == "error" else {}
+    measured = _error(plan.study, job, run, plan.parent_run_id) if judged_by.at_end == "error" else {}
     store(plan.place, plan.tried(trial, "measured", losses.points, run.seen, losses.loss, **measured))
     return losses.loss
 
 
-def _error(study: Study, job: PretrainJob, run: PretrainResult) -> dict[str, float]:
+def _error(study: Study, job: PretrainJob, run: PretrainResult, parent_run_id: str | None) -> dict[str, float]:
     """The study's error of a trial's last checkpoint, with its interval; recorded in MLflow too."""
     asked = study.job.error
     value, draws = sample_checkpoint(run.checkpoint, study.asked, asked.metric, study.job.seed)
@@ -258,7 +258,7 @@ def _error(study: Study, job: PretrainJob, run: PretrainResult) -> dict[str, flo
     low, high = map(float, np.nanquantile(asked.of(draws), [0.025, 0.975]))
     if not math.isfinite(error):
         raise ArithmeticError(f"{asked.metric} on {asked.set.name} is {error}")
-    record = open_tracker(job.mlflow, job.out, job.name, run.mlflow_run_id)
+    record = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out) or run.mlflow_run_id, parent_run_id)
     record.metrics({"error": error, "compute": run.train_flops}, run.seen)
     record.close()
     return {"error": error, "error_low": low, "error_high": high}

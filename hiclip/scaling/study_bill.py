@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from hiclip.scaling.ladder import Ladder, Rung, shown
@@ -92,7 +93,7 @@ def check_budget(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung] = ()) -
         )
     if budget.device_hours is None:
         return budget
-    key = "budget_hours" if job.budget_money is None else "budget_money"
+    key = "budget_hours" if budget.device_hours == job.budget_hours else "budget_money"
     hours = [need.device_hours for need in needs]
     if None in hours:
         raise JobError(f"{key}: {job.base.job} has no price, so its hours are unknown; give it one")
@@ -126,11 +127,11 @@ def bill(job: ScaleJob, ladder: Ladder, searched: Sequence[Rung] = ()) -> Table:
         said = [rung.full_name, *(["(held out)"] if rung is ladder.held_out else [])]
         cells = _cells(need_of(ladder, [rung]), currency, priced)
         cells.insert(2, f"{off[rung.job.model]:+.1%}")
-        table.add_row(" ".join(said), shown(start), shown(parameters(rung.job.model)), *cells)
+        table.add_row(escape(" ".join(said)), shown(start), shown(parameters(rung.job.model)), *cells)
     if search is not None and job.search is not None:
         name = f"search: {job.search.trials} trials of {', '.join(rung.full_name for rung in searched)}, at most"
         cells = _cells(search, currency, priced)
-        table.add_row(name, "", "", *cells[:2], "", *cells[2:])
+        table.add_row(escape(name), "", "", *cells[:2], "", *cells[2:])
     return table
 
 

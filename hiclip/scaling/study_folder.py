@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from hiclip.evaluation.sets import SetSettings
 from hiclip.scaling.analysis import MethodFindings
 from hiclip.scaling.findings import Findings, HeldOut, held_out_numbers, law_numbers
@@ -29,7 +31,8 @@ from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
 from hiclip.scaling.study_pictures import pictures
 from hiclip.training.cost import parameters
-from pipeline.jobfile import job_fingerprint, resolved_yaml
+from hiclip.training.pretrain_job import PretrainJob
+from pipeline.jobfile import JobError, job_fingerprint, resolved_yaml
 from pipeline.storage import Folder, absolute
 
 RESULT, PREDICTION, TABLE, REPORT = "result.json", "prediction.json", "rungs.csv", "report.html"
@@ -66,7 +69,8 @@ class Study:
 
     def question(self, rung: Rung) -> str:
         """See `rung_table.question`."""
-        return question(self.datasets[dataset_key(rung)], self.set_fingerprint, self.job.error)
+        error = self.job.error
+        return question(self.datasets[dataset_key(rung)], self.set_fingerprint, error.metric, self.job.seed)
 
     @property
     def key(self) -> str:
@@ -75,8 +79,10 @@ class Study:
         return digest(own, [(rung.id, self.question(rung)) for rung in self.ladder.all])
 
     def row(self, rung: Rung) -> Row | None:
-        """What was measured of a rung, if it was."""
-        return stored(self.place, rung, self.question(rung))
+        """What was measured of a rung, if it was; called as this study calls it, whichever job measured it."""
+        row = stored(self.place, rung, self.question(rung))
+        called = {"name": rung.name, "group": rung.group, "method": rung.method}
+        return None if row is None else row.model_copy(update=called)
 
     def missing(self, rungs: Sequence[Rung]) -> list[Rung]:
         """Those of the rungs that were not measured yet."""
@@ -93,11 +99,35 @@ def dataset_key(rung: Rung) -> str:
 
 
 def open_study(job: ScaleJob, ladder: Ladder, datasets: Mapping[str, str], set_fingerprint: str, purse: Purse) -> Study:
-    """Makes the study's folder and notes the job there."""
+    """Makes the study's folder and notes the job there. JobError if something else than a study lies there."""
     place = Folder(absolute(job.out)).make()
+    _check_is_a_study(place)
     place.write_text("job.yaml", resolved_yaml(job))
     asked = job.error.set.model_copy(update={"root": absolute(job.error.set.root)})
     return Study(job, ladder, place, datasets, set_fingerprint, asked, purse)
+
+
+def placed(job: PretrainJob) -> dict[str, object]:
+    """What of a rung's job holds paths, all absolute: a trial runs in a directory of its own."""
+    parts: dict[str, object] = {"data": job.data.placed()}
+    if job.evaluation is not None:
+        sets = tuple(one.model_copy(update={"root": absolute(one.root)}) for one in job.evaluation.sets)
+        parts["evaluation"] = job.evaluation.model_copy(update={"sets": sets})
+    return parts
+
+
+def _check_is_a_study(place: Folder) -> None:
+    for name, key in (("job.yaml", "ladder"), (RESULT, "study")):
+        if place.exists(name):
+            content = yaml.safe_load(place.read_text(name))  # JSON is YAML
+            if not isinstance(content, dict) or key not in content:
+                raise JobError(f"out: {place.root} holds something else than a study ({name}); choose another out")
+
+
+def begin_anew(study: Study) -> None:
+    """Removes what an earlier job, or an earlier state of this one, has concluded here: rungs stay."""
+    for name in (RESULT, REPORT, *(name for name in study.place.names(suffix=".png") if "/" not in name)):
+        study.place.remove(name)
 
 
 def finished(study: Study) -> dict[str, Any] | None:

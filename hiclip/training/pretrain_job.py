@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -65,6 +66,12 @@ class DataSettings(Settings):
     def datasets(self) -> tuple[MixedDataset, ...]:
         """The datasets that are mixed, or the only one."""
         return datasets_of(self.dataset)
+
+    def placed(self) -> DataSettings:
+        """The same, whose paths mean the same in any working directory."""
+        synonyms = self.views.eda_synonyms
+        views = replace(self.views, eda_synonyms=None if synonyms is None else absolute(synonyms))
+        return self.model_copy(update={"dataset": self.absolute_dataset, "views": views})
 
     @property
     def absolute_dataset(self) -> str | tuple[MixedDataset, ...]:
