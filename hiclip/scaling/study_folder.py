@@ -33,6 +33,7 @@ from hiclip.scaling.study_pictures import pictures
 from hiclip.training.cost import parameters
 from hiclip.training.pretrain_job import PretrainJob
 from pipeline.jobfile import JobError, job_fingerprint, resolved_yaml
+from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder, absolute
 
 RESULT, PREDICTION, TABLE, REPORT = "result.json", "prediction.json", "rungs.csv", "report.html"
@@ -117,7 +118,7 @@ def placed(job: PretrainJob) -> dict[str, object]:
 
 
 def _check_is_a_study(place: Folder) -> None:
-    for name, key in (("job.yaml", "ladder"), (RESULT, "study")):
+    for name, key in (("job.yaml", "ladder"), (RESULT, "study"), (MANIFEST, "")):
         if place.exists(name):
             content = yaml.safe_load(place.read_text(name))  # JSON is YAML
             if not isinstance(content, dict) or key not in content:

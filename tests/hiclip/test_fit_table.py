@@ -147,6 +147,8 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
     ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
+    ("compute,error,error\n1,2,3\n", "expected each column once, came 'error' again"),
+    ("compute,error,method\n1,2,a\n9,1,\n", "line 3: method: expected one on every line or on none, came none here"),
     ("compute,error,error_low\n1,2,3\n", "line 2: expected error_low <= error <= error_high, came 3.0, 2.0, None"),
     ("compute,error,method\n1,2,a\n9,1,a\n1,2,b\n", "b: the form power needs at least 3 rungs, came 1"),
 ]
@@ -163,6 +165,67 @@ def test_a_table_that_carries_nothing_is_one_line_and_exit_code_2(
     assert words in error
     assert "\n" not in error
     assert not (tmp_path / "runs-law").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--budgets", "-5"), "--budgets: expected finite numbers above 0, came -5"),
+        (("--budgets", "nan"), "--budgets: expected finite numbers above 0, came nan"),
+        (("--seed", "-1"), "--seed: expected 0 or more, came -1"),
+        (("--draws", "10"), "expected at least 100 draws"),
+    ],
+)
+def test_options_that_mean_nothing_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], expected: str
+) -> None:
+    table = write(tmp_path / "runs.csv", law_rows())
+    assert command("--fit-only", str(table), *words) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "runs-law").exists()
+
+
+def test_a_study_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "runs.csv", law_rows())
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/job.yaml").write_text("ladder: {}\n")
+    assert command("--fit-only", str(table), "--out", str(tmp_path / "study")) == 2
+    assert "holds a study, whose result would be lost" in capsys.readouterr().err
+
+
+def test_names_are_no_mark_up_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "name": f"run [v{place}] a[/b]x"} for place, row in enumerate(law_rows())]
+    table = write(tmp_path / "runs.csv", rows)
+    assert command("--fit-only", str(table), "--draws", "100", "--error", "error [/of]") == 0
+    said = capsys.readouterr().out
+    assert "run [v3] a[/b]x" in said
+    assert "error [/of]" in said
+
+
+def test_what_is_said_of_some_runs_only_stands_for_nothing(tmp_path: Path) -> None:
+    """Parameters in one line and the compute of a pair in another would be two kinds of size."""
+    rows: list[dict[str, Any]] = []
+    for size in (1e6, 4e6, 1.6e7):
+        for seen in (1e6, 8e6, 6.4e7):
+            error = 0.4 + 0.5 * (1e6 / size) ** 0.35 + 0.8 * (1e6 / seen) ** 0.28
+            rows.append({"compute": 6 * size * seen, "error": error, "parameters": size, "seen": seen, "unique": 1e6})
+    for column in ("parameters", "unique"):
+        lacking = [{**row, column: ""} if place == 4 else row for place, row in enumerate(rows)]
+        out = tmp_path / column
+        table = write(tmp_path / f"{column}.csv", lacking)
+        words = ["--selection", "frontier", "--draws", "100", "--out", str(out)]
+        assert command("--fit-only", str(table), *words) == 0
+        (found,) = json.loads((out / "result.json").read_text())["methods"].values()
+        assert found["size_law"]["refused"].startswith(f"{column}: expected for every run or for none")
+
+
+def test_a_method_that_does_not_fall_is_no_measure(tmp_path: Path) -> None:
+    rises = [{**row, "error": 1 / row["error"], "method": "clip"} for row in law_rows()]
+    table = write(tmp_path / "runs.csv", [*law_rows(method="hiclip"), *rises])
+    assert command("--fit-only", str(table), "--draws", "100") == 0
+    result = json.loads((tmp_path / "runs-law" / "result.json").read_text())
+    assert result["ratios"] == []
+    assert "are not compared: the error of clip does not fall with compute" in result["sentence"]
 
 
 def test_no_such_table(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import pytest
 from rich.console import Console
 from small_run import small_job
 
-from hiclip.scaling.ladder import read_ladder
+from hiclip.model.sizes import resolve
+from hiclip.scaling.ladder import _name, read_ladder
 from hiclip.scaling.ray_sweep import trial_resources
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.study_bill import bill, check_budget
+from hiclip.scaling.transfer import Best
 from hiclip.training.cost import train_flops
 from hiclip.training.counted_flops import formula_error
-from pipeline.jobfile import InputError, make_job, read_job, resolved_yaml
+from pipeline.jobfile import InputError, JobError, make_job, read_job, resolved_yaml
 
 PRICE = {"device": "H100", "peak_tflops": 1e-6, "utilization": 0.5, "per_hour": 3.0}
 AXES = {"axes": {"model.width": [64, 128], "schedule.pairs": [64, 128]}}
@@ -133,8 +135,48 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"methods": {"one": {"model.width": 64}, "two": {}}},
         "ladder rung 3 of one: model.width: is 128 here and 64 in methods.one; say it in one place",
     ),
+    (
+        {"selection": "bins", "bins": 5, "ladder": {"axes": {"schedule.pairs": [80, 88, 96, 104, 8000]}}},
+        "power needs at least 3 rungs, came 2",  # bins that are filled
+    ),
     ({"concurent": 2}, "concurent: no such key; did you mean 'concurrent'"),
 ]
+
+
+def test_bins_are_counted_that_are_filled(tmp_path: Path) -> None:
+    """Though the three smallest rungs alone span no more than a fifth."""
+    axes = {"axes": {"schedule.pairs": [80, 88, 96, 800, 8000]}}
+    assert len(read_ladder(study(tmp_path, selection="bins", bins=3, ladder=axes, held_out=None)).rungs) == 5
+
+
+def test_keys_that_end_alike_are_said_whole(tmp_path: Path) -> None:
+    changes = {"schedule.pairs": 512, "optimizer.beta1": 0.8, "schedule.warmup_pairs": 8}
+    named = {**changes, "data.views.flip_probability": 0.1, "data.views.augmented.flip_probability": 0.2}
+    assert _name(changes) == "pairs 512, beta1 0.8, warmup pairs 8"
+    assert _name(named).endswith("data.views.flip probability 0.1, data.views.augmented.flip probability 0.2")
+
+
+def test_what_a_search_found_gives_way_to_methods_and_makes_no_rung_twice(tmp_path: Path) -> None:
+    rungs = [{"schedule.pairs": pairs} for pairs in (64, 128, 256)]
+    rungs.append({"schedule.pairs": 256, "optimizer.learning_rate": 0.002})
+    job = study(
+        tmp_path,
+        selection="frontier",
+        held_out=None,
+        ladder={"rungs": rungs},
+        methods={"hiclip": {}, "clip": {"model.image_hierarchy": False, "optimizer.learning_rate": 5e-4}},
+        search={"learning_rate": [1e-4, 1e-2], "trials": 2, "rung": {"schedule.pairs": 64}},
+    )
+    with pytest.raises(JobError, match=r"is 0\.002 here and 0\.0005 in methods\.clip"):
+        read_ladder(job)  # the job's own contradiction
+    job = job.model_copy(update={"methods": {"hiclip": {}}})
+    width = resolve(read_ladder(job).rungs[0].job.model).image.width
+    ladder = read_ladder(job, {"hiclip": Best(0.002, None, width)})
+    assert [rung.job.optimizer.learning_rate for rung in ladder.rungs] == [0.002] * 3
+    clip = {"clip": {"model.image_hierarchy": False, "optimizer.learning_rate": 5e-4}}
+    job = job.model_copy(update={"methods": clip, "ladder": job.ladder.model_copy(update={"rungs": rungs[:3]})})
+    ladder = read_ladder(job, {"clip": Best(0.002, None, width)})
+    assert {rung.job.optimizer.learning_rate for rung in ladder.rungs} == {5e-4}
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSALS)

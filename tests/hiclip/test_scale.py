@@ -18,19 +18,21 @@ from small_dataset import small_dataset
 from small_run import small_job
 
 from hiclip.pretrain import stream_plan
-from hiclip.scale import _analysed, main, measure_rung
+from hiclip.scale import _analysed, _placed, main, measure_rung, scale
 from hiclip.scaling.analysis import Analysis, MethodFindings, analyse
 from hiclip.scaling.findings import Findings, HeldOut
-from hiclip.scaling.ladder import Rung, read_ladder
+from hiclip.scaling.ladder import Rung, candidates, read_ladder
 from hiclip.scaling.law import Interval, LawError, fit_law
 from hiclip.scaling.points import Point
 from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import BudgetSpentError, Purse
 from hiclip.scaling.study_bill import Budget
-from hiclip.scaling.study_folder import Study, dataset_key, finished, open_study, predict, write_findings
+from hiclip.scaling.study_folder import Study, begin_anew, dataset_key, finished, open_study, predict, write_findings
 from hiclip.training.history import from_csv
-from pipeline.jobfile import make_job, resolved_yaml
+from hiclip.training.pretrain_job import EvaluationSettings
+from pipeline.jobfile import JobError, make_job, resolved_yaml
+from pipeline.manifest import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,17 @@ def _check_mlflow(out: Path, result: dict[str, Any]) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{out.parent}/mlflow.db")
     parent = client.get_run((out / "mlflow_run_id").read_text().strip())
     assert parent.data.metrics["law_b"] == pytest.approx(result["law"]["b"])
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"law.png", "report.html", "rungs.csv"}
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert kept >= {
+        "law.png",
+        "report.html",
+        "rungs.csv",
+        "rungs.parquet",
+        "prediction.json",
+        "result.json",
+        "job.yaml",
+    }
+    assert not kept & {"rungs", "spent"}, "the report, not the runs"
     for row in result["rungs"]:
         child = client.get_run((out / "rungs" / row["rung"] / "mlflow_run_id").read_text().strip())
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -164,11 +176,17 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job, file = content(place, tmp_path / "out"), tmp_path / "scale.yaml"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/job.yaml").write_text((place / "pretrain.yaml").read_text())
     for words, expected in (
         (["base.overrides={data.dataset: /nowhere}"], "pipeline.build"),
         (["error.set.root=/nowhere"], "/nowhere/openmoji.parquet: the evaluation set openmoji is not there"),
         (["budget_flops=1000"], "its smallest rung needs"),
         (["error.metric=accuracy"], "no such metric"),
+        (["budgets=[.inf]"], "budgets.0: expected a finite number, came Infinity"),
+        (["ray.num_cpus=1.5"], "ray.num_cpus: expected a whole number"),
+        ([f"out={place / 'build'}", "name=other"], "holds something else than a study (manifest.json)"),
+        ([f"out={tmp_path / 'run'}"], "holds something else than a study (job.yaml)"),
         (["base.job=/nowhere.yaml"], "/nowhere.yaml: expected a job file"),
     ):
         assert command(job, file, *words) == 2
@@ -176,6 +194,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
         assert expected in error
         assert "\n" not in error
     assert not (tmp_path / "out" / "rungs").exists()
+    assert (tmp_path / "run/job.yaml").read_text() == (place / "pretrain.yaml").read_text()
 
 
 def test_the_dry_run_prints_the_bill_and_writes_nothing(
@@ -253,6 +272,98 @@ def test_a_row_answers_no_other_question(study: Study) -> None:
     assert replace(study, job=study.job.model_copy(update={"error": other})).row(rung) is None
     study.place.write_text(f"rungs/{rung.id}.json", '{"rung": "torn')
     assert study.missing(study.ladder.rungs) == [rung]
+
+
+def test_a_row_is_called_as_the_study_that_reads_it_calls_it(study: Study) -> None:
+    """Methods that are named, or renamed, after their rungs were measured find them."""
+    job = study.job.model_copy(update={"methods": {"hiclip": {}}})
+    renamed = replace(study, job=job, ladder=read_ladder(job))
+    found = _found(renamed)
+    assert (found.method, len(found.points)) == ("hiclip", 3)
+    turned = study.job.ladder.model_copy(update={"rungs": [dict(reversed(one.items())) for one in job.ladder.rungs]})
+    job = study.job.model_copy(update={"ladder": turned})
+    other = replace(study, job=job, ladder=read_ladder(job))
+    groups = {point.group for point in _found(other).points}
+    assert candidates(other.ladder, groups), "a rung to run next is one of the models that are known"
+    assert candidates(other.ladder, {"width of another study"}) == []
+
+
+def test_another_seed_draws_other_pictures(study: Study) -> None:
+    other = replace(study, job=study.job.model_copy(update={"seed": 1}))
+    assert other.row(study.ladder.rungs[0]) is None, "its resamples are not those of rows with seed 1"
+
+
+def test_where_a_set_may_not_lie_twice(study: Study, place: Path) -> None:
+    """The same set under another path is the same question: its fingerprint says what it asks."""
+    moved = study.job.error.model_copy(update={"set": study.job.error.set.model_copy(update={"root": "elsewhere"})})
+    assert replace(study, job=study.job.model_copy(update={"error": moved})).row(study.ladder.rungs[0]) is not None
+
+
+def test_resamples_without_an_error_are_left_out_of_all_bands(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    random = np.random.default_rng(0)
+    ripple = np.exp(0.05 * random.standard_normal(100))
+    for number, rung in enumerate(study.ladder.rungs):
+        row = measured(study, rung, 5 * (rung.compute / 1e6) ** -0.1 * (1.1, 0.9, 1.05)[number])
+        draws: list[float | None] = (row.error * ripple).tolist()
+        draws[number] = 0.0
+        draws[50] = None
+        store(study.place, row.model_copy(update={"error_draws": tuple(draws)}))
+    found = _found(study)
+    assert {len(point.draws) for point in found.points} == {96}
+    assert np.isfinite([found.law.b.low, found.law.b.high]).all()
+    assert "4 of 100 resamples of the pictures have a rung without errors and are left out" in caplog.text
+    store(study.place, measured(study, study.ladder.rungs[0], 5.0).model_copy(update={"error_draws": (0.0,) * 100}))
+    assert not any(point.draws for point in _found(study).points)
+    assert "not over other pictures" in caplog.text
+
+
+def test_what_was_concluded_goes_before_something_else_is(study: Study) -> None:
+    for name in ("result.json", "report.html", "law.png", "compute_ratio.png"):
+        study.place.write_text(name, "of an earlier job")
+    study.place.write_text("rungs/x/picture.png", "of a rung")
+    study.place.write_text("rungs/x.failure.txt", "it failed")
+    begin_anew(study)
+    assert [name for name in study.place.names() if not name.startswith("rungs/")] == ["job.yaml"]
+    assert study.place.exists("rungs/x/picture.png")
+    rung = study.ladder.rungs[0]
+    study.place.write_text(f"rungs/{rung.id}.failure.txt", "it failed at first")
+    store(study.place, measured(study, rung, 5.0))
+    assert not study.place.exists(f"rungs/{rung.id}.failure.txt"), "measured now"
+
+
+def test_a_metric_that_the_set_cannot_have_is_told_before_anything_is_trained(place: Path, tmp_path: Path) -> None:
+    captions = {"name": "dataset", "called": "captions", "root": str(place / "build")}
+    job = content(place, tmp_path / "out", error={"set": captions, "metric": "top1"})
+    with pytest.raises(JobError, match=r"error.metric: captions has no top1; it has image_to_text_r1, "):
+        scale(make_job(job, ScaleJob, "study"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_changes_while_a_study_runs_measures_nothing(place: Path, tmp_path: Path, study: Study) -> None:
+    rung = study.ladder.rungs[0]
+    study.place.remove(f"rungs/{rung.id}.json")
+    with pytest.raises(DatasetError, match="the dataset changed while the study ran"):
+        measure_rung(study, {rung.id: _placed(study, rung)}, None, rung)
+    assert study.row(rung) is None, "the study thinks that its dataset is 'ffff…'"
+
+
+def test_all_paths_of_a_rung_are_absolute(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A trial runs in a directory of its own."""
+    monkeypatch.setenv("HICLIP_HOME", str(tmp_path))
+    rung = study.ladder.rungs[0]
+    job = rung.job
+    views = replace(job.data.views, eda_synonyms="words.txt")
+    sets = {"sets": [{"name": "openmoji", "root": "crawl"}], "every_pairs": 64}
+    job = job.model_copy(
+        update={
+            "data": job.data.model_copy(update={"dataset": "build", "views": views}),
+            "evaluation": EvaluationSettings.model_validate(sets),
+        }
+    )
+    placed = _placed(study, replace(rung, job=job))
+    assert placed.evaluation is not None
+    paths = [placed.data.dataset, placed.data.views.eda_synonyms, placed.evaluation.sets[0].root]
+    assert all(str(path).startswith("/") for path in paths), paths
 
 
 def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:

@@ -116,6 +116,33 @@ def test_a_law_without_a_best_size_says_so() -> None:
     assert best.numbers()["end"] == "smallest"
 
 
+def test_a_small_budget_has_its_best_size_too() -> None:
+    law = fitted(truth(SIZES, PAIRS))
+    gain = (ALPHA * A * 1e6**ALPHA / (BETA * B * 1e6**BETA)) ** (1 / (ALPHA + BETA))
+    budget = 1e-4 * 6 * 1e6 * 1e6
+    best = compute_optimal(law, lambda sizes: 6 * sizes, budget)
+    assert best.end == ""
+    assert best.size.value == pytest.approx(gain * (budget / 6) ** (BETA / (ALPHA + BETA)), rel=1e-3)
+    assert "times smaller than any that was measured" in best.sentence("FLOPs")
+
+
+def test_draws_without_a_best_size_leave_the_band_open() -> None:
+    """Where the end of what was asked about is the best of many draws, that end is no bound."""
+    errors = noisy(truth(SIZES, PAIRS), 0.3, 1)
+    law = fitted(errors, draws=400)
+    best = compute_optimal(law, lambda sizes: 6 * sizes, 6 * 8e6 * 4e7)
+    assert not (best.size.low > 0 and np.isfinite(best.size.high)), best
+    assert (
+        "or more)" in best.sentence("FLOPs")
+        or "or less)" in best.sentence("FLOPs")
+        or "draws have" in best.sentence("FLOPs")
+    )
+    assert not np.isfinite([best.exponent.low, best.exponent.high]).all()
+    sure = compute_optimal(fitted(noisy(truth(SIZES, PAIRS), 0.005, 1)), lambda sizes: 6 * sizes, 6 * 8e6 * 4e7)
+    assert 0 < sure.size.low < sure.size.high < np.inf
+    assert 0 < sure.exponent.low < sure.exponent.high < 1
+
+
 def test_bands_of_the_best_use_hold_it() -> None:
     """The size that the true law would choose lies in the interval, in at least 34 of 40 tables."""
     budget = 6 * 8e6 * 4e7
