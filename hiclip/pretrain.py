@@ -45,11 +45,13 @@ def pretrain(
     parent_run_id: str | None = None,
     here: bool = False,
     on_row: Callable[[StepRow], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> PretrainResult:
     """Runs, resumes, or finds finished the job; `parent_run_id` nests its MLflow run below another.
 
     `here` trains in this process, not in workers of Ray Train: for one worker that Ray has placed already, as a trial.
     `on_row` hears of every step that is done now; an EndedEarlyError that it raises ends the run, and is raised here.
+    It goes on to hear of steps that workers do until they have heard of that. `on_start` hears that workers have begun.
 
     Raises InputError (JobError, DatasetError, CheckpointError, StorageError) before a worker starts if it cannot work.
     """
@@ -67,7 +69,7 @@ def pretrain(
         settings.load()  # says now what is missing
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out), parent_run_id)
     try:
-        result = _train(job, stream, tracker, here, on_row)
+        result = _train(job, stream, tracker, here, on_row, on_start)
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, EndedEarlyError) and error.exit_code > 1 else "FAILED")
         raise
@@ -118,7 +120,12 @@ def stream_plan(job: PretrainJob) -> StreamPlan:
 
 
 def _train(
-    job: PretrainJob, stream: StreamPlan, tracker: Tracker, here: bool, on_row: Callable[[StepRow], None] | None
+    job: PretrainJob,
+    stream: StreamPlan,
+    tracker: Tracker,
+    here: bool,
+    on_row: Callable[[StepRow], None] | None,
+    on_start: Callable[[], None] | None,
 ) -> PretrainResult:
     from pipeline.ray_session import ray_session  # only now that the command has set what Ray reads at import
 
@@ -134,10 +141,16 @@ def _train(
 
         def on_steps(rows: list[StepRow]) -> None:
             # Steps that come again after a restart carry the same losses, so that they may be recorded twice.
+            ended: EndedEarlyError | None = None
             for row, numbers in zip(rows, progress.show(rows), strict=True):
                 tracker.metrics(numbers, row.seen)
-                if on_row is not None:
-                    on_row(row)
+                try:
+                    if on_row is not None:
+                        on_row(row)
+                except EndedEarlyError as error:
+                    ended = ended or error  # the steps behind it were done too
+            if ended is not None:
+                raise ended
 
         with _evaluations(job, tracker):
             if here:
@@ -145,7 +158,7 @@ def _train(
             else:
                 from hiclip.training.ray_workers import WorkerTask, run_workers
 
-                run_workers(WorkerTask(job, place, stream), on_steps)
+                run_workers(WorkerTask(job, place, stream), on_steps, on_start)
     return finish(job, tracker.run_id or recorded_run_id(job.out))
 
 

@@ -150,12 +150,14 @@ def measure_rung(study: Study, jobs: Mapping[str, PretrainJob], parent_run_id: s
     meter = Meter(study.place, rung.id, job, study.purse)
     try:
         taken_over = take_over(study.place, study.ladder, rung, job)
-        run = pretrain(job, parent_run_id, here=job.engine.name == "plain", on_row=meter.on_row)
+        here = job.engine.name == "plain"
+        run = pretrain(job, parent_run_id, here, on_row=meter.on_row, on_start=meter.on_start)
+        meter.on_trained()
         if run.manifest_fingerprint != study.datasets[dataset_key(rung)]:
             raise DatasetError(f"{run.manifest_fingerprint[:12]}: the dataset changed while the study ran; start again")
         value, draws = sample_checkpoint(run.checkpoint, study.asked, asked.metric, study.job.seed)
     finally:
-        meter.note()
+        meter.end()
     error, drawn = asked.of(value), asked.of(draws)
     if not math.isfinite(error):
         raise ArithmeticError(f"{asked.metric} on {asked.set.name} is {error}")

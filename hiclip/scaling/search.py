@@ -238,13 +238,14 @@ def _attempt(plan: _Plan, trial: Rung, report: Callable[[Curve], None]) -> float
     for row in [] if newest is None else read_checkpoint(newest).history():
         heard(row)
     try:
-        run = pretrain(job, plan.parent_run_id, here=job.engine.name == "plain", on_row=trained)
+        here = job.engine.name == "plain"
+        run = pretrain(job, plan.parent_run_id, here, on_row=trained, on_start=meter.on_start)
     except DivergedError as error:
         reason = " ".join(str(error).split())
         store(plan.place, plan.broken_off(trial, "diverged", losses.points, reason))
         return math.inf
     finally:
-        meter.note()
+        meter.end()
     measured = _error(plan.study, job, run, plan.parent_run_id) if judged_by.at_end == "error" else {}
     store(plan.place, plan.tried(trial, "measured", losses.points, run.seen, losses.loss, **measured))
     return losses.loss

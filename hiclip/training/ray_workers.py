@@ -71,11 +71,17 @@ class StoppedError(EndedEarlyError):
     exit_code = 128 + signal.SIGTERM
 
 
-def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -> None:
-    """Trains the job to its end; `on_steps` hears, on another thread and in order, of the steps as they are done.
+def run_workers(
+    task: WorkerTask,
+    on_steps: Callable[[list[StepRow]], object],
+    on_start: Callable[[], object] | None = None,
+) -> None:
+    """Trains the job to its end; `on_steps` hears, on another thread and in order, of the steps as they are done, and
+    `on_start` before that, of each start of the workers.
 
     After a restart steps come again from the checkpoint on. A SIGTERM, the first one, lets the workers write a
-    checkpoint and end: StoppedError; so does an EndedEarlyError of `on_steps`, which is then raised. Raises
+    checkpoint and end: StoppedError; so does whatever `on_steps` or `on_start` raises, which is then raised here. After
+    an EndedEarlyError `on_steps` goes on to hear of the steps that are done until the workers have ended. Raises
     RunFailedError if the run cannot go on, the worker's own InputError if that is what ended it for good, else Ray's
     TrainingFailedError.
     """
@@ -84,8 +90,9 @@ def run_workers(task: WorkerTask, on_steps: Callable[[list[StepRow]], object]) -
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
     done, stop = threading.Event(), threading.Event()
-    enough: list[EndedEarlyError] = []
-    reader = threading.Thread(target=_read, args=(mailbox, on_steps, done, stop, enough), name="steps", daemon=True)
+    enough: list[Exception] = []
+    hears = (mailbox, on_steps, on_start, done, stop, enough)
+    reader = threading.Thread(target=_read, args=hears, name="steps", daemon=True)
     reader.start()
     try:
         with tempfile.TemporaryDirectory(prefix="hiclip-ray-train-") as notes, _sets_at_sigterm(stop):
@@ -201,6 +208,8 @@ def _train_worker(config: dict[str, object]) -> None:
     assert isinstance(task, WorkerTask)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        mailbox.begun.remote()  # type: ignore[attr-defined]  # not waited for
     torch.set_num_threads(max(1, int(task.job.workers.cpus)))
     DataContext.get_current().custom_execution_callback_classes.append(_PausingLoop)
     # One rank looks, or a checkpoint that appears just now could send ranks to different steps.
@@ -259,6 +268,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._rows: list[StepRow] = []
+        self._starts = 0
         self._stop = False
         self._end: EndedEarlyError | None = None
 
@@ -277,32 +287,43 @@ class _Mailbox:
     def post(self, row: StepRow) -> None:
         self._rows.append(row)
 
-    def take(self) -> list[StepRow]:
+    def begun(self) -> None:
+        self._starts += 1
+
+    def take(self) -> tuple[int, list[StepRow]]:
+        """How often workers have begun, and the steps since the last call."""
         rows, self._rows = self._rows, []
-        return rows
+        return self._starts, rows
 
 
 def _read(
     mailbox: object,
     on_steps: Callable[[list[StepRow]], object],
+    on_start: Callable[[], object] | None,
     done: threading.Event,
     stop: threading.Event,
-    enough: list[EndedEarlyError],
+    enough: list[Exception],
 ) -> None:
     """Hands steps on until the run is `done`; asks the workers to stop when `stop` is set or who hears has `enough`."""
     last = told = False
+    starts = 0
     while not last:
         last = done.wait(_POLL_S)  # once more after the end, for what came since
         if stop.is_set() and not told:
             told = True
             mailbox.wish_stop.remote()  # type: ignore[attr-defined]
-        rows = ray.get(mailbox.take.remote())  # type: ignore[attr-defined]
-        if rows and not enough:
-            try:
+        begun, rows = ray.get(mailbox.take.remote())  # type: ignore[attr-defined]
+        if enough and not isinstance(enough[0], EndedEarlyError):
+            continue  # who hears is broken
+        try:
+            if begun > starts and on_start is not None:
+                on_start()
+            starts = begun
+            if rows:
                 on_steps(rows)
-            except EndedEarlyError as error:
-                enough.append(error)
-                stop.set()
+        except Exception as error:  # raised again by run_workers: on this thread nobody would see it
+            enough.append(error)
+            stop.set()
 
 
 def _own(error: ray.train.WorkerGroupError) -> Exception:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 from pydantic import ValidationError
 from small_checkpoint import small_openmoji
@@ -31,9 +34,11 @@ from hiclip.scaling.study_folder import Study, dataset_key, open_study
 from hiclip.scaling.transfer import Best, transferred
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
+from hiclip.training.ray_workers import _Mailbox, _read
 from pipeline.job_keys import job_keys
 from pipeline.job_mistakes import mistake
 from pipeline.jobfile import EndedEarlyError, make_job, resolved_yaml
+from pipeline.storage import StorageError
 
 
 def settings(**changes: Any) -> SearchSettings:
@@ -327,6 +332,35 @@ def test_trials_that_diverge_or_fail_are_told_of_and_not_chosen(ray_session: Non
     assert not (out / "search.json").exists()
 
 
+def test_a_fault_of_who_hears_ends_the_workers_and_is_not_lost(ray_session: None) -> None:
+    """On the thread that reads the mailbox nobody would see it, and the run would go on unmetered."""
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    done, stop = threading.Event(), threading.Event()
+    heard: list[int] = []
+    enough: list[Exception] = []
+
+    def broken(rows: list[StepRow]) -> None:
+        heard.extend(row.seen for row in rows)
+        raise StorageError("s3://study/spent/a.json: cannot be written: SlowDown")
+
+    reader = threading.Thread(target=_read, args=(mailbox, broken, None, done, stop, enough), daemon=True)
+    reader.start()
+    step = StepRow(seen=8, loss=1.0, learning_rate=1.0, logit_scale=1.0, seconds=0.01, wait_s=0)
+    ray.get(mailbox.post.remote(step))
+    assert stop.wait(10)
+    ray.get(mailbox.post.remote(replace(step, seen=16)))
+    deadline = time.monotonic() + 10
+    while not ray.get(mailbox.stop_is_wished.remote()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ray.get(mailbox.stop_is_wished.remote()), "the thread still tells the workers"
+    done.set()
+    reader.join(10)
+    assert not reader.is_alive()
+    ray.kill(mailbox)
+    assert isinstance(enough[0], StorageError)
+    assert heard == [8], "nothing more is handed to who is broken"
+
+
 @pytest.mark.filterwarnings("ignore:The ``noload``")
 def test_who_hears_of_steps_may_end_a_run_of_workers(ray_session: None, place: Path, tmp_path: Path) -> None:
     heard: list[int] = []
@@ -339,9 +373,12 @@ def test_who_hears_of_steps_may_end_a_run_of_workers(ray_session: None, place: P
     job = small_job(
         str(tmp_path / "run"), str(place / "build"), schedule={"pairs": 80_000}, checkpoints={"every_pairs": 8000}
     )
+    starts: list[int] = []
     with pytest.raises(EndedEarlyError, match="that is enough"):
-        pretrain(job, on_row=enough)
-    assert heard == [8, 16, 24, 32], "and of no more"
+        pretrain(job, on_row=enough, on_start=lambda: starts.append(len(heard) + 1))
     newest = newest_checkpoint(job.out)
     assert newest is not None
-    assert 32 <= read_checkpoint(newest).state.seen < job.pairs, "stopped after a checkpoint, long before its end"
+    seen = read_checkpoint(newest).state.seen
+    assert 32 <= seen < job.pairs, "stopped after a checkpoint, long before its end"
+    assert heard == list(range(8, seen + 1, 8)), "and of all that was done until then"
+    assert starts == [1], "and before that of the workers' start"
