@@ -52,6 +52,7 @@ from hiclip.scaling.study_folder import (
     write_findings,
     write_table,
 )
+from hiclip.scaling.study_stop import StudyStoppedError, stop_is_asked, stopped_by_sigterm
 from hiclip.scaling.study_view import StudyProgress, answers, findings_table
 from hiclip.scaling.transfer import Best
 from hiclip.scaling.trunk import run_folder, take_over
@@ -89,8 +90,8 @@ def scale(job: ScaleJob) -> str:
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out))
     try:
         findings = _carry_out(study, searched, tracker)
-    except BaseException:
-        tracker.close("FAILED")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, StudyStoppedError) else "FAILED")
         raise
     tracker.close()
     console.print(findings_table(findings))
@@ -277,6 +278,8 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
     failures: list[Failure] = []
 
     def on_end(rung: Rung, failure: Failure | None) -> None:
+        if failure is not None and stop_is_asked(study.place):
+            return  # it did not fail, and is gone on with
         found = failure or study.row(rung)
         assert found is not None, "a trial that ends well has stored its row"
         if failure is not None:
@@ -286,7 +289,8 @@ def _measure(study: Study, rungs: Sequence[Rung], tracker: Tracker, progress: St
 
     jobs = {rung.id: _placed(study, rung) for rung in missing}
     measure = functools.partial(measure_rung, study, jobs, tracker.run_id)
-    measure_rungs(missing, measure, study.job.concurrent, study.job.retries, on_end)
+    with stopped_by_sigterm(study.place):
+        measure_rungs(missing, measure, study.job.concurrent, study.job.retries, on_end)
     return failures
 
 

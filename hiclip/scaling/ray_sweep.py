@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
+import ray
 from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
@@ -32,7 +33,10 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from hiclip.scaling.ladder import Rung
 from hiclip.scaling.loss_curve import Curve
 from hiclip.scaling.rung_table import Failure
-from pipeline.jobfile import EndedEarlyError
+from hiclip.training.ray_workers import check_room
+from pipeline.jobfile import EndedEarlyError, JobError
+
+log = logging.getLogger(__name__)
 
 _BYSTANDER_CPUS = 0.01  # of a trial that only waits for workers of its own
 _LETTING_GO_S = 300
@@ -139,6 +143,8 @@ def _fit(
 ) -> None:
     """Runs `trial({"rung": k})` for every place k of `rungs`, in their order; `on_end` hears what was reported last."""
     _quieten()
+    for rung in rungs:
+        _check_room(rung)
     with tempfile.TemporaryDirectory(prefix="hiclip-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(trial, lambda config: trial_resources(rungs[config["rung"]])),
@@ -160,6 +166,25 @@ def trial_resources(rung: Rung) -> dict[str, float]:
     if rung.job.engine.name != "plain":
         return {"CPU": _BYSTANDER_CPUS}
     return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+
+
+def _check_room(rung: Rung) -> None:
+    """JobError if a Ray of our own is too small for the rung, for nothing could make it grow: Tune would wait for ever.
+
+    Here and not in the trial, which cannot know whose Ray it runs in.
+    """
+    if rung.job.engine.name != "plain":
+        check_room(rung.job)
+        return
+    wanted = trial_resources(rung)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(machine.get(name, 0.0) >= count for name, count in wanted.items()) for machine in machines):
+        return
+    takes = " and ".join(f"{count:g} {name}" for name, count in wanted.items())
+    needed = f"'{rung.full_name}' takes {takes} of one machine, and no machine of Ray has that"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise JobError(f"ray.num_cpus: {needed}; see workers.cpus and workers.gpus")
+    log.warning("%s; waiting for the cluster to grow", needed)
 
 
 def _quieten() -> None:

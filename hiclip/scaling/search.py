@@ -36,6 +36,7 @@ from hiclip.scaling.search_trials import (
 )
 from hiclip.scaling.spending import Meter
 from hiclip.scaling.study_folder import Study, placed
+from hiclip.scaling.study_stop import stop_is_asked, stopped_by_sigterm
 from hiclip.training.checkpoint import newest_checkpoint, read_checkpoint
 from hiclip.training.history import StepRow
 from hiclip.training.job_cost import training_flops
@@ -184,6 +185,8 @@ def _try_missing(plan: _Plan, say: Callable[[str], None]) -> dict[str, Tried]:
         if trial.id in before:
             return
         tried = plan.known(trial)  # one that came to an end of its own has stored it
+        if tried is None and stop_is_asked(plan.study.place):
+            return  # neither failed nor fallen behind: it is gone on with
         if tried is None and failure is not None:
             tried = failed[trial.id] = plan.broken_off(trial, "failed", curve, failure.reason)
             plan.place.write_text(f"search/{trial.id}.failure.txt", f"{_line(tried)}\n\n{failure.trace}\n")
@@ -197,7 +200,7 @@ def _try_missing(plan: _Plan, say: Callable[[str], None]) -> dict[str, Tried]:
     halving = Halving(points[0], pairs, settings.reduction_factor) if halves else None
     # Those that are known first: they take no time, and ASHA compares the others with them.
     order = [*(trial for trial in plan.trials if trial.id in before), *missing]
-    with ray_session(job.ray):
+    with ray_session(job.ray), stopped_by_sigterm(plan.study.place):
         try_trials(order, functools.partial(_attempt, plan), job.concurrent, job.retries, halving, on_end)
     for trial in missing:
         known = plan.known(trial)

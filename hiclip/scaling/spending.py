@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from hiclip.scaling.study_bill import Budget
+from hiclip.scaling.study_stop import StudyStoppedError, stop_is_asked
 from hiclip.training.history import StepRow
 from hiclip.training.job_cost import training_flops
 from hiclip.training.pretrain_job import PretrainJob
@@ -165,6 +166,9 @@ class Meter:
         )
 
     def _look(self) -> dict[str, Spent]:
+        if stop_is_asked(self._study):
+            self.note()
+            raise StudyStoppedError("the study was asked to stop")
         return {name: one for name, one in spent(self._study).items() if name != self._name}
 
     def _check(self, unseen_s: float) -> None:

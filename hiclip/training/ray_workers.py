@@ -85,7 +85,8 @@ def run_workers(
     RunFailedError if the run cannot go on, the worker's own InputError if that is what ended it for good, else Ray's
     TrainingFailedError.
     """
-    _check_room(task.job)
+    if ray.get_runtime_context().get_actor_id() is None:  # a trial of Tune runs in an actor, and its driver has looked
+        check_room(task.job)
     # With the driver, or it could be lost with a machine that the run can do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
@@ -182,8 +183,9 @@ class _SizesThatShare(ElasticScalingPolicy):  # type: ignore[misc]  # Ray ships 
         return max((world for world in self._worlds if world <= possible), default=0)
 
 
-def _check_room(job: PretrainJob) -> None:
-    """JobError if a Ray of our own is too small, for nothing could make it grow: Ray Train would wait for ever."""
+def check_room(job: PretrainJob) -> None:
+    """JobError if a Ray of our own is too small, for nothing could make it grow: Ray Train would wait for ever. Asked
+    in the driver, whose `RAY_ADDRESS` says whose Ray it is."""
     there = ray.cluster_resources().get("CPU", 0.0)
     if job.ray_cpus <= there:
         return

@@ -24,6 +24,7 @@ from hiclip.scaling.findings import Findings, HeldOut
 from hiclip.scaling.ladder import Rung, candidates, read_ladder
 from hiclip.scaling.law import Interval, LawError, fit_law
 from hiclip.scaling.points import Point
+from hiclip.scaling.ray_sweep import measure_rungs
 from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import BudgetSpentError, Purse
@@ -364,6 +365,31 @@ def test_all_paths_of_a_rung_are_absolute(study: Study, monkeypatch: pytest.Monk
     assert placed.evaluation is not None
     paths = [placed.data.dataset, placed.data.views.eda_synonyms, placed.evaluation.sets[0].root]
     assert all(str(path).startswith("/") for path in paths), paths
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"workers.cpus": 64},
+            r"ray.num_cpus: 'width 64, pairs 64' takes 64 CPU of one machine, and no machine of Ray",
+        ),
+        ({"workers.gpus": 8}, r"takes 0.5 CPU and 8 GPU of one machine"),
+        (
+            {"workers.cpus": 64, "engine.name": "deepspeed"},
+            r"ray.num_cpus: workers and loaders take 64.* CPUs together",
+        ),
+    ],
+)
+def test_a_rung_that_fits_nowhere_is_told_of_before_it_waits_for_ever(
+    ray_session: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job = content(place, tmp_path / "out")
+    job["base"]["overrides"] = changes
+    ladder = read_ladder(make_job(job, ScaleJob, "study"))
+    with pytest.raises(JobError, match=words):
+        measure_rungs(ladder.rungs[1:2], lambda rung: None, 1, 0, lambda rung, failure: None)
 
 
 def test_too_few_measured_rungs_are_a_table_and_no_law(study: Study) -> None:

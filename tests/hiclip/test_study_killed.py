@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,34 @@ def wait_for(what: Callable[[], bool], driver: subprocess.Popen[bytes], timeout_
         assert driver.poll() is None, "the study ended before it could be killed"
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")
+def test_a_study_that_is_asked_to_stop_lets_its_trials_end(ray_session: None, tmp_path: Path) -> None:
+    """`ray job stop` sends a SIGTERM: exit code 143, one line, no trial that MLflow takes for running."""
+    from mlflow import MlflowClient
+
+    small_dataset(tmp_path / "build", pairs=64)
+    small_openmoji(tmp_path / "crawl")
+    job = small_job("nowhere", str(tmp_path / "build"), checkpoints={"every_pairs": 64})
+    (tmp_path / "pretrain.yaml").write_text(resolved_yaml(job))
+    out, file = tmp_path / "stopped", tmp_path / "scale.yaml"
+    axes = {"model.width": [64], "schedule.pairs": [80_000, 160_000, 320_000]}  # longer than anybody waits
+    file.write_text(json.dumps(content(tmp_path, out, ladder={"axes": axes}, held_out=None)))
+    words = [sys.executable, "-m", "hiclip.scale", str(file)]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    wait_for(lambda: any(out.glob("rungs/*/checkpoints/*/COMPLETE")), driver)
+    driver.send_signal(signal.SIGTERM)
+    said = driver.communicate(timeout=90)[1].decode()
+    assert driver.returncode == 143, said
+    assert said.splitlines()[-1] == f"hiclip.scale: stopped; the same command goes on from what is in {out}"
+    assert not list(out.glob("rungs/*.failure.txt")), "nothing failed"
+    assert not (out / "result.json").exists()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    noted = [out / "mlflow_run_id", *out.glob("rungs/*/mlflow_run_id")]
+    assert len(noted) >= 2
+    assert {client.get_run(one.read_text().strip()).info.status for one in noted} == {"KILLED"}
 
 
 def run(file: Path) -> int:
