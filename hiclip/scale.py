@@ -86,7 +86,7 @@ def scale(job: ScaleJob) -> str:
         console.print(f"scale: {study.place.root} is finished\n{earlier['sentence']}", markup=False)
         deliver_rest(job.mlflow, job.out, job.name, recorded_run_id(job.out))
         return study.place.join(RESULT)
-    begin_anew(study)
+    begin_anew(study.place)
     tracker = open_tracker(job.mlflow, job.out, job.name, recorded_run_id(job.out))
     try:
         findings = _carry_out(study, searched, tracker)

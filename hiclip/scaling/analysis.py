@@ -8,21 +8,24 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 
 from hiclip.scaling.chosen_rungs import Selection, chosen_rungs
 from hiclip.scaling.compute_ratio import ComputeRatio, common_computes, compute_ratio
 from hiclip.scaling.form_choice import FormChoice, choose_form
-from hiclip.scaling.law import Law, LawError, check_numbers, fit_law
+from hiclip.scaling.law import Interval, Law, LawError, check_numbers, fit_law
 from hiclip.scaling.optimum import Optimum, PairCost, compute_optimal, pair_cost
 from hiclip.scaling.points import Point
 from hiclip.scaling.robust_fit import Array, Form
+from hiclip.scaling.size_fit import SizeForm
 from hiclip.scaling.size_law import SizeLaw, fit_size_law
 
 log = logging.getLogger(__name__)
 
 _LEAST_KEPT = 0.5  # share of the resamples
+_TELLING_SPREAD = 0.1  # of the log compute of a pair around its line
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class Analysis:
     budgets: tuple[float, ...] = ()
     """Compute of single runs for which the best size and pairs are told; empty: the largest run's, ten times and a
     hundred times that."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the law of compute says of a budget."""
+
+    compute: float
+    run: Interval
+    """What one run of it would measure."""
+    law: Interval
+    """Where the law itself lies there."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,27 @@ class MethodFindings:
     size_law_refused: str
     """Why there is none."""
     allocations: tuple[Optimum, ...]
+    predictions: tuple[Prediction, ...] = ()
+    """By the law of compute, for the budgets."""
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the law of size and pairs leaves out of what the table says."""
+        law, said = self.size_law, []
+        if law is None:
+            return ()
+        if law.form == "power":
+            said.append("the law of size and pairs has no floor E, for the rungs are too few to find one")
+        again = [p.seen / p.unique for p in self.points if p.seen and p.unique and p.seen > 1.01 * p.unique]
+        if again and law.repeat is None:
+            said.append(
+                f"pairs that came again, up to {max(again):.3g} times, count as new: what they are worth needs "
+                "datasets of several sizes, and runs with and without repetition"
+            )
+        spread = cost_of_a_pair(self.points).spread
+        if spread > _TELLING_SPREAD:
+            said.append(f"runs of one size differ in the compute of a pair, by {math.expm1(spread):.0%} or so")
+        return tuple(said)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -109,12 +144,12 @@ def compare(found: Sequence[MethodFindings]) -> tuple[ComputeRatio, ...]:
     """The first method against each other: in the middle of the computes that both have reached, and at their end.
 
     One whose rungs have no compute in common with the first's is left out: beyond them the form itself is a guess. So
-    is one whose law does not fall: what it needs for an error says nothing.
+    are two of which one does not fall: what it needs for an error says nothing.
     """
     first, *others = found
     ratios = []
     for other in others:
-        if other.law.b.value >= 0:
+        if max(first.law.b.value, other.law.b.value) >= 0:
             continue
         least, most = common_computes(first.law, other.law)
         places = (math.sqrt(least) * math.sqrt(most), most) if least < most else (most,) if least == most else ()
@@ -146,7 +181,18 @@ def _of_method(method: str, points: Sequence[Point], how: Analysis) -> MethodFin
         size_law,
         refused,
         () if size_law is None else _allocations(points, size_law, how),
+        tuple(_predicted(law, budget) for budget in _budgets(points, how)),
     )
+
+
+def _budgets(points: Sequence[Point], how: Analysis) -> tuple[float, ...]:
+    largest = max(point.compute for point in points)
+    return how.budgets or (largest, 10 * largest, 100 * largest)
+
+
+def _predicted(law: Law, budget: float) -> Prediction:
+    low, high = law.band([budget])
+    return Prediction(budget, law.prediction(budget), Interval(law.error(budget), float(low[0]), float(high[0])))
 
 
 def _size_law(points: Sequence[Point], how: Analysis) -> tuple[SizeLaw | None, str]:
@@ -160,31 +206,34 @@ def _size_law(points: Sequence[Point], how: Analysis) -> tuple[SizeLaw | None, s
         if len(said) > said.count(None) > 0:
             blank = points[said.index(None)].name
             return None, f"{what}: expected for every run or for none, the table does not say it of '{blank}'"
-    try:
-        return (
-            fit_size_law(
-                [float(size) for size in sizes if size is not None],
-                [float(one) for one in seen if one is not None],
-                [point.error for point in points],
-                "power" if how.form == "power" else "power_with_floor",
-                how.draws,
-                how.seed,
-                None if None in unique else [float(one) for one in unique if one is not None],
-                _picture_draws(points),
-            ),
-            "",
-        )
-    except LawError as error:
-        return None, str(error)
+    refused = ""
+    # Without a floor the law is taken to fall for ever, and names far too small a model far beyond its rungs; so there
+    # is one, whatever the form of the law of compute, unless the rungs are too few to find it.
+    for form in get_args(SizeForm)[::-1]:
+        try:
+            return (
+                fit_size_law(
+                    [float(size) for size in sizes if size is not None],
+                    [float(one) for one in seen if one is not None],
+                    [point.error for point in points],
+                    form,
+                    how.draws,
+                    how.seed,
+                    None if None in unique else [float(one) for one in unique if one is not None],
+                    _picture_draws(points),
+                ),
+                "",
+            )
+        except LawError as error:
+            refused = str(error)
+    return None, refused
 
 
 def _allocations(points: Sequence[Point], law: SizeLaw, how: Analysis) -> tuple[Optimum, ...]:
     cost = cost_of_a_pair(points)
-    largest = max(point.compute for point in points)
     unique = [point.unique for point in points if point.unique is not None]
     most = max(unique) if law.repeat is not None and unique else None
-    budgets = how.budgets or (largest, 10 * largest, 100 * largest)
-    return tuple(compute_optimal(law, cost, budget, most) for budget in budgets)
+    return tuple(compute_optimal(law, cost, budget, most) for budget in _budgets(points, how))
 
 
 def cost_of_a_pair(points: Sequence[Point]) -> PairCost:

@@ -39,8 +39,11 @@ class ComputeRatio:
     def sentence(self) -> str:
         """The comparison in words."""
         share = f"{_said(self.ratio.value)} of the compute ({_said(self.ratio.low)} to {_said(self.ratio.high)}, 95 %)"
-        if math.isinf(self.ratio.value) and self.told_apart:
+        if math.isinf(self.ratio.low):
             return f"{self.method} never comes to the error that {self.other} reaches with {self.compute:.3g}"
+        if math.isinf(self.ratio.value) and self.told_apart:
+            least = f"{_said(self.ratio.low)} of the compute or more (95 %)"
+            return f"{self.method} needs {least} for the error that {self.other} has at {self.compute:.3g}"
         if self.told_apart:
             return f"{self.method} reaches the error that {self.other} has at {self.compute:.3g} with {share}"
         return f"{self.method} and {self.other} are not told apart: at {self.compute:.3g}, the same error with {share}"

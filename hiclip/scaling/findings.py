@@ -77,7 +77,7 @@ class Findings:
             said.append(f"'{self.not_run}' was not run: no law predicts it")
         said += [ratio.sentence() for ratio in self.ratios]
         said += [
-            f"{self.methods[0].method} and {found.method} are not compared: {_why_not_compared(found)}"
+            f"{self.methods[0].method} and {found.method} are not compared: {_why_not_compared(self.methods[0], found)}"
             for found in self.methods[1:]
             if all(ratio.other != found.method for ratio in self.ratios)
         ]
@@ -174,6 +174,8 @@ def method_numbers(found: MethodFindings) -> dict[str, Any]:
         "forms": found.forms.numbers(),
         "size_law": {"refused": found.size_law_refused} if size_law is None else size_law.numbers(),
         "allocations": [one.numbers() for one in found.allocations],
+        "caveats": list(found.caveats),
+        "predictions": [vars(one.run) | {"compute": one.compute, "law": vars(one.law)} for one in found.predictions],
     }
 
 
@@ -197,9 +199,10 @@ def held_out_numbers(held_out: HeldOut) -> dict[str, Any]:
     }
 
 
-def _why_not_compared(other: MethodFindings) -> str:
-    if other.law.b.value >= 0:
-        return f"the error of {other.method} does not fall with compute"
+def _why_not_compared(first: MethodFindings, other: MethodFindings) -> str:
+    for one in (first, other):
+        if one.law.b.value >= 0:
+            return f"the error of {one.method} does not fall with compute"
     return "their rungs have no compute in common"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from hiclip.scaling.chosen_rungs import Selection
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.measured_table import read_table
 from hiclip.scaling.robust_fit import Form
-from hiclip.scaling.study_folder import TABLE, write_result
+from hiclip.scaling.study_folder import RESULT, TABLE, write_result
 from hiclip.scaling.study_view import answers, findings_table
 from pipeline.jobfile import InputError
 from pipeline.storage import Folder, absolute
@@ -36,8 +37,7 @@ def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
     if wrong is not None:
         raise InputError(f"--budgets: expected finite numbers above 0, came {wrong:g}")
     place = Folder(absolute(given.out or str(Path(given.fit_only).with_suffix("")) + "-law"))
-    if place.exists("job.yaml"):
-        raise InputError(f"--out: {place.root} holds a study, whose result would be lost; choose another folder")
+    _check_free(place)
     points = read_table(given.fit_only)
     how = Analysis(given.form, given.selection, given.bins, given.draws, given.seed, tuple(given.budgets))
     laws = analyse(points, how)
@@ -45,16 +45,29 @@ def fit_table(words: Sequence[str], prog: str | None, console: Console) -> str:
     findings = Findings(
         name, given.error, given.unit, laws.found, None, ratios=compare(laws.found), refused=laws.refused
     )
-    place.make()
-    place.upload(given.fit_only, TABLE)
     result = write_result(
         place, findings, {"name": name, "table": place.join(TABLE), "seconds": time.monotonic() - began}
     )
+    if Path(absolute(given.fit_only)) != Path(place.join(TABLE)):
+        place.upload(given.fit_only, TABLE)
     console.print(findings_table(findings))
     console.print(findings.sentence(), markup=False)
     for line in answers(findings):
         console.print(f"scale: {line}.", markup=False)
     return result
+
+
+def _check_free(place: Folder) -> None:
+    """InputError if the folder holds what is no earlier fit's."""
+    if place.exists("job.yaml"):
+        raise InputError(f"--out: {place.root} holds a study, whose result would be lost; choose another folder")
+    if place.exists(RESULT):
+        try:
+            earlier = json.loads(place.read_text(RESULT))
+        except ValueError:
+            earlier = None
+        if not (isinstance(earlier, dict) and {"table", "methods"} <= set(earlier)):
+            raise InputError(f"--out: {place.join(RESULT)} is no fit's; choose another folder")
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:

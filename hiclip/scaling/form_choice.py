@@ -56,9 +56,12 @@ class FormChoice:
         """What the comparison says."""
         if len(self.fits) < 2:
             return "; ".join(f"{form} cannot be compared: {why}" for form, why in self.refused.items())
-        if self.preferred is None:
-            return "the rungs do not tell the forms apart (difference of AICc below 2)"
         ranked = sorted(self.fits, key=lambda fit: fit.aicc)
+        if self.preferred is None:
+            alike = [fit.form for fit in ranked if fit.aicc - ranked[0].aicc < _TELLS]
+            out = [f"{fit.form} (AICc higher by {fit.aicc - ranked[0].aicc:.1f})" for fit in ranked[len(alike) :]]
+            said = f"the rungs do not tell {' and '.join(alike)} apart (difference of AICc below {_TELLS:g})"
+            return f"{said}, and prefer them to {' and '.join(out)}" if out else said
         lower = ranked[1].aicc - ranked[0].aicc
         return f"the rungs prefer {ranked[0].form} to {ranked[1].form} (AICc lower by {lower:.1f})"
 

@@ -52,8 +52,8 @@ class Rung:
 
     @property
     def group(self) -> str:
-        """What it has in common with rungs that only see more or fewer pairs: `width 64`."""
-        own = {key: value for key, value in self.changes.items() if not key.startswith("schedule.")}
+        """What it has in common with rungs that only see more or fewer pairs, or have another seed: `width 64`."""
+        own = {key: value for key, value in self.changes.items() if not key.startswith("schedule.") and key != "seed"}
         return _name(own) if own else self.method or _name(own)
 
     @cached_property
@@ -285,7 +285,10 @@ def _check_differences(job: ScaleJob, rungs: Sequence[Rung]) -> None:
         for earlier in rungs[:number]:
             if rung.id == earlier.id:
                 raise JobError(f"ladder: '{earlier.name}' and '{rung.name}' are the same run; leave out one")
-            if job.selection == "all" and abs(rung.compute / earlier.compute - 1) < 1e-9:
+            seeds = {key: value for key, value in rung.changes.items() if key != "seed"}
+            again = seeds == {key: value for key, value in earlier.changes.items() if key != "seed"}
+            # Other seeds of one rung show its noise; other values of something else would be taken for noise.
+            if job.selection == "all" and not again and abs(rung.compute / earlier.compute - 1) < 1e-9:
                 raise JobError(
                     f"ladder: '{earlier.name}' and '{rung.name}' have equal compute ({rung.compute:.4g} FLOPs): "
                     "a law of compute cannot tell them apart; change or leave out one, or let the better one stand "

@@ -8,7 +8,8 @@ small models near chance have it (Nezhurina et al. 2025, who write a(C + b)^c + 
 middle of the computes: beyond the rungs it would make an exponential of the power.
 
 Fit: Huber's loss on log residuals (`robust_fit`), so that one rung gone wrong widens the bands but does not turn the
-law; with a floor E, from many starts.
+law; with a floor E, from many starts. It begins at least squares, so that with fewer than eight rungs one at an end may
+still turn it (`LOG.md`).
 
 Bands: drawing the rungs with replacement degenerates when they are few (two of four, drawn twice, fit perfectly), so
 tables are drawn from the fitted law instead. Each draw takes a noise level s·sqrt((n-p) / chi²(n-p)), where
@@ -204,6 +205,10 @@ def picture_moves(picture_draws: Array, logs: Array, slopes: Array) -> tuple[Arr
     return moved, float((apart**2).sum(axis=1).mean() / (rungs - parameters))
 
 
+_ROUNDING = 1e-3
+"""Share by which computes differ that are different ones. Runs of one compute, say of other seeds, show the noise."""
+
+
 def check_rungs(computes: Sequence[float], errors: Sequence[float], form: Form) -> None:
     """Raises LawError unless `form` can be fitted to these rungs."""
     check_numbers(computes, errors)
@@ -222,14 +227,17 @@ def check_computes(computes: Sequence[float], form: Form) -> None:
     """What can be known before anything is run. Raises LawError unless computes like these can carry `form`."""
     if len(computes) < LEAST_RUNGS[form]:
         raise LawError(f"the form {form} needs at least {LEAST_RUNGS[form]} rungs, came {len(computes)}")
-    order = np.argsort(computes)
-    for one, other in itertools.pairwise(order):
-        if computes[other] <= computes[one] * (1 + 1e-9):
-            raise LawError(
-                f"rungs {one + 1} and {other + 1} have equal compute {computes[one]:.4g}: "
-                "a law of compute cannot tell them apart; change or leave out one, or let the better one stand for "
-                "both (selection: frontier)"
-            )
+    order = np.argsort(computes).tolist()
+    equal = [
+        (one, other) for one, other in itertools.pairwise(order) if computes[other] <= computes[one] * (1 + _ROUNDING)
+    ]
+    different = len(computes) - len(equal)
+    if different < LEAST_RUNGS[form]:
+        one, other = equal[0]
+        raise LawError(
+            f"the form {form} needs rungs of at least {LEAST_RUNGS[form]} different computes, came {different}: "
+            f"rungs {one + 1} and {other + 1} have equal compute {computes[one]:.4g}"
+        )
     span = max(computes) / min(computes)
     if span < LEAST_RANGE:
         raise LawError(f"the rungs' compute spans a factor {span:.2f}; a law needs at least {LEAST_RANGE:g}")

@@ -5,6 +5,7 @@ model             its name; runs of one model are drawn alike
 parameters        N                       seen     D, pairs consumed
 unique            U, pairs of its dataset
 method            a law for each          error_low, error_high   the error's 95 % interval
+held_out          true: the run was predicted by a study; no law stands on it
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import csv
 import math
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 from hiclip.scaling.points import Point
 from hiclip.scaling.scale_job import METHOD_NAME
 from pipeline.jobfile import InputError
 
+_NEAR = 0.75  # likeness of a column to a known one, from which it is taken for misspelt
 _NUMBERS = ("compute", "error", "parameters", "seen", "unique", "error_low", "error_high")
 _WORDS = ("model", "method", "name")
 
@@ -42,11 +45,26 @@ def read_table(path: str) -> tuple[Point, ...]:
     twice = next((name for place, name in enumerate(columns) if name in columns[:place]), None)
     if twice is not None:
         raise TableError(f"{path}: expected each column once, came {twice!r} again")
+    known = ("compute", *_NUMBERS, *_WORDS)
+    for name in columns:
+        near = get_close_matches(name.lower(), known, n=1, cutoff=_NEAR)
+        if name not in known and near and near[0] not in columns:
+            raise TableError(f"{path}: no such column {name!r}; did you mean {near[0]!r}?")
     missing = [name for name in ("compute", "error") if name not in columns]
     if missing:
         raise TableError(f"{path}: expected the columns compute and error, came {', '.join(columns) or 'nothing'}")
     if not lines:
         raise TableError(f"{path}: expected a line for each run, came none")
+    for number, line in lines:
+        if None in line:
+            cells = len(columns) + len(line[None] or ())
+            raise TableError(
+                f"{path}, line {number}: expected {len(columns)} cells, came {cells}; numbers have a point, no comma"
+            )
+    kept = [(number, line) for number, line in lines if (line.get("held_out") or "").strip().lower() != "true"]
+    if not kept:
+        raise TableError(f"{path}: expected runs that are not held out, came none")
+    lines = kept
     points = [_point(f"{path}, line {number}", line) for number, line in lines]
     nameless = next((number for (number, _), point in zip(lines, points, strict=True) if not point.method), None)
     if nameless is not None and any(point.method for point in points):

@@ -156,7 +156,8 @@ def _frontier(
 def _asked(law: SizeLaw, cost: Callable[[Array], Array], budget: float) -> Array:
     """(G,) sizes among which the best is looked for: with ten times the compute, up to ten times as large."""
     spent = np.array(law.pairs) * cost(np.array(law.sizes))
-    smaller, larger = max(_SMALLER, float(spent.min()) / budget), max(_LARGER, budget / float(spent.max()))
+    smaller = _SMALLER * max(1.0, float(spent.min()) / budget)
+    larger = _LARGER * max(1.0, budget / float(spent.max()))
     return np.geomspace(min(law.sizes) / smaller, max(law.sizes) * larger, _GRID)
 
 

@@ -36,9 +36,9 @@ def png(figure: Figure) -> bytes:
 
 def dress(axes: Axes, title: str, across: str, up: str) -> None:
     """Title, names of the axes, a quiet grid and no frame."""
-    axes.set_title(title, loc="left", color=INK, fontsize=12, pad=12)
-    axes.set_xlabel(across, color=SOFT)
-    axes.set_ylabel(up, color=SOFT)
+    axes.set_title(verbatim(title), loc="left", color=INK, fontsize=12, pad=12)
+    axes.set_xlabel(verbatim(across), color=SOFT)
+    axes.set_ylabel(verbatim(up), color=SOFT)
     axes.grid(which="major", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, which="both")
@@ -46,6 +46,11 @@ def dress(axes: Axes, title: str, across: str, up: str) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(LINE)
+
+
+def verbatim(said: str) -> str:
+    """Text of others, in which matplotlib would take dollars for the ends of formulae."""
+    return said.replace("$", r"\$")
 
 
 def log_ticks_up(axes: Axes) -> None:
@@ -72,5 +77,11 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
     if handles:
         columns = min(columns, max(1, _ACROSS // (_SIGN + max(map(len, labels)))))
         figure.legend(
-            handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK
+            handles,
+            [verbatim(label) for label in labels],
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK,
         )

@@ -126,19 +126,21 @@ def plain(row: Row) -> dict[str, Any]:
     return row.model_dump(exclude={"error_draws"})
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as text, a line a rung."""
+def to_csv(rows: Sequence[Row], held_out: str | None = None) -> str:
+    """The rows as text, a line a rung; `held_out`: the id of the rung that no law stands on."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [name for name in Row.model_fields if name != "error_draws"], lineterminator="\n")
+    names = [*(name for name in Row.model_fields if name != "error_draws"), "held_out"]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(plain(row) for row in rows)
+    for row in rows:
+        writer.writerow(plain(row) | {"held_out": str(row.rung == held_out).lower()})
     return text.getvalue()
 
 
-def to_parquet(rows: Sequence[Row]) -> bytes:
-    """The rows as one parquet file."""
+def to_parquet(rows: Sequence[Row], held_out: str | None = None) -> bytes:
+    """The rows as one parquet file, likewise."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([plain(row) for row in rows]), sink)
+    pq.write_table(pa.Table.from_pylist([plain(row) | {"held_out": row.rung == held_out} for row in rows]), sink)
     return sink.getvalue()
 
 

@@ -121,7 +121,7 @@ class ScaleJob(Job):
     error: ErrorSettings
     form: Form = "power"
     """power: error = a·C^b; power_with_floor: E + a·C^b; shifted_power: E + a·(C + C0)^b. The law of size and pairs
-    has a floor E with the last two."""
+    has a floor E wherever the rungs are enough to find one."""
     selection: Selection = "all"
     """The rungs that the law of compute stands on: all; frontier, those that no other beats with no more compute; bins,
     the best of each of `bins` equal parts of log compute; bin_middles, these at the middles of their parts."""

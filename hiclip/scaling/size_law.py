@@ -25,6 +25,8 @@ from hiclip.scaling.size_fit import Runs, SizeCurves, SizeForm, fit_sizes, free_
 LEAST_RANGE = 2.0
 """Largest N over smallest, and D likewise, below which an exponent is only noise."""
 LEAST_DIFFERENT = 3
+_ROUNDING = 0.05
+"""Share by which sizes, or numbers of pairs, differ that are different ones: C / D of one model varies a little."""
 _MOST_ALIKE = 0.97
 """Correlation of log N and log D above which the two cannot be told apart."""
 _LEAST_REPEATING = 3
@@ -215,7 +217,7 @@ def check_size_rungs(
     least = parameters_of(form, repeats) + 2
     if len(errors) < least:
         raise LawError(f"a law of size and pairs of the form {form} needs at least {least} rungs, came {len(errors)}")
-    different = len(set(sizes)), len(set(pairs))
+    different = _different(sizes), _different(pairs)
     if min(different) < LEAST_DIFFERENT:
         raise LawError(
             f"a law of size and pairs needs at least {LEAST_DIFFERENT} different sizes and numbers of pairs, or "
@@ -232,6 +234,15 @@ def check_size_rungs(
         raise LawError(
             f"the rungs' sizes and pairs go together (correlation {alike:.3f}), so they cannot be told apart"
         )
+
+
+def _different(values: Sequence[float]) -> int:
+    """How many of them are more than rounding apart."""
+    count, last = 0, 0.0
+    for value in sorted(values):
+        if value > last * (1 + _ROUNDING):
+            count, last = count + 1, value
+    return count
 
 
 def _repeats(pairs: Sequence[float], unique: Sequence[float]) -> bool:

@@ -27,6 +27,7 @@ from hiclip.scaling.law import Interval
 from hiclip.scaling.points import Point, point_of
 from hiclip.scaling.rung_table import Row, digest, plain, question, stored, to_csv, to_parquet
 from hiclip.scaling.scale_job import ScaleJob
+from hiclip.scaling.search_trials import PICTURE
 from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
 from hiclip.scaling.study_pictures import pictures
@@ -125,10 +126,11 @@ def _check_is_a_study(place: Folder) -> None:
                 raise JobError(f"out: {place.root} holds something else than a study ({name}); choose another out")
 
 
-def begin_anew(study: Study) -> None:
-    """Removes what an earlier job, or an earlier state of this one, has concluded here: rungs stay."""
-    for name in (RESULT, REPORT, *(name for name in study.place.names(suffix=".png") if "/" not in name)):
-        study.place.remove(name)
+def begin_anew(place: Folder) -> None:
+    """Removes what an earlier job, or an earlier state of this one, has concluded here: rungs and searches stay."""
+    drawn = [name for name in place.names(suffix=".png") if "/" not in name and name != PICTURE]
+    for name in (RESULT, REPORT, *drawn):
+        place.remove(name)
 
 
 def finished(study: Study) -> dict[str, Any] | None:
@@ -189,11 +191,16 @@ def write_findings(study: Study, findings: Findings, seconds: float) -> str:
 
 
 def write_result(place: Folder, findings: Findings, also: dict[str, Any]) -> str:
-    """Writes pictures, page and, last, result.json, which has the findings' numbers and `also`; returns its path."""
+    """Writes pictures, page and, last, result.json, which has the findings' numbers and `also`; returns its path.
+
+    All is drawn before the folder is touched.
+    """
     drawn = pictures(findings)
+    page = study_page(findings, drawn)
+    begin_anew(place.make())
     for name, png in drawn.items():
         place.write_bytes(name, png)
-    place.write_text(REPORT, study_page(findings, drawn))
+    place.write_text(REPORT, page)
     result = findings.numbers() | also | {"pictures": {name: place.join(name) for name in drawn}}
     written = json.dumps(_known(result | {"report": place.join(REPORT)}), indent=1, allow_nan=False)
     place.write_text(RESULT, written + "\n")
@@ -211,5 +218,6 @@ def _known(content: Any) -> Any:
 
 def write_table(study: Study, rows: Sequence[Row]) -> None:
     """Writes the measured rungs as rungs.csv and rungs.parquet."""
-    study.place.write_text(TABLE, to_csv(rows))
-    study.place.write_bytes("rungs.parquet", to_parquet(rows))
+    held_out = None if study.ladder.held_out is None else study.ladder.held_out.id
+    study.place.write_text(TABLE, to_csv(rows, held_out))
+    study.place.write_bytes("rungs.parquet", to_parquet(rows, held_out))

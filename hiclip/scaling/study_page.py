@@ -75,6 +75,7 @@ def _method_parts(findings: Findings, found: MethodFindings, pictures: Mapping[s
     )
     what = "parameters" if _has_parameters(found) else f"{findings.compute_unit} a pair"
     said = [f"<li>{text(best.sentence(findings.compute_unit, what))}.</li>" for best in found.allocations]
+    said += [f"<li>{text(caveat[:1].upper() + caveat[1:])}.</li>" for caveat in found.caveats]
     yield f"<ul>{''.join(said)}</ul>\n"
     yield _picture(f"iso_flops{f'_{found.method}' if found.method else ''}.png", pictures)
     yield _size_table(law)
@@ -122,7 +123,10 @@ def _measured_box(held_out: HeldOut) -> tuple[str, str, str]:
 def _law_text(findings: Findings, found: MethodFindings) -> str:
     stands = ""
     if len(found.selected) < len(found.points):
-        stands = f" It stands on the best {len(found.selected)} of {len(found.points)} rungs."
+        stands = (
+            f" It stands on the best {len(found.selected)} of {len(found.points)} rungs; the intervals below do not "
+            "know that these were chosen by their errors, and are too narrow for it."
+        )
     pictures = " and over other pictures of the same kind" if all(point.draws for point in found.points) else ""
     return (
         f"<p>{text(findings.what)} = {text(formula(found.law))}, C in {text(findings.compute_unit)}.{stands} Fitted "
@@ -172,8 +176,8 @@ def _has_parameters(found: MethodFindings) -> bool:
 
 def _rung_text() -> str:
     return (
-        "<p>Each error with its 95 % interval over the pictures of the evaluation set, the law's value, and the value "
-        "that the law of all other rungs gives: the test that needs no further run.</p>\n"
+        "<p>Each error, its 95 % interval over the pictures of the evaluation set if it has one, the law's value, and "
+        "the value that the law of all other rungs gives: the test that needs no further run.</p>\n"
     )
 
 
@@ -209,7 +213,8 @@ def _rung_table(findings: Findings) -> str:
 
 def _point_cells(method: str, point: Point) -> list[str]:
     name = f"{method}: {point.name}" if method else point.name
-    return [name, f"{point.compute:.4g}", f"{point.error:.4g}", f"{point.low:.4g} to {point.high:.4g}"]
+    over_pictures = f"{point.low:.4g} to {point.high:.4g}" if point.low < point.high else ""
+    return [name, f"{point.compute:.4g}", f"{point.error:.4g}", over_pictures]
 
 
 def _search_table(findings: Findings) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hiclip.scaling.analysis import Prediction
 from hiclip.scaling.findings import Findings, residual_rows
 from hiclip.scaling.ladder import Ladder, Rung
 from hiclip.scaling.rung_table import Failure, Row
@@ -95,6 +96,12 @@ def findings_table(findings: Findings) -> Table:
     return table
 
 
+def prediction_sentence(one: Prediction, unit: str) -> str:
+    """What the law of compute says of a budget, in words."""
+    run = f"{one.run.value:.4g} ({one.run.low:.4g} to {one.run.high:.4g})"
+    return f"With {one.compute:.3g} {unit} a run would reach {run}, if the law holds there"
+
+
 def answers(findings: Findings) -> list[str]:
     """What follows from the laws, a sentence each: the best use of compute, and the rung to run next."""
     said = []
@@ -108,6 +115,9 @@ def answers(findings: Findings) -> list[str]:
             else f"{findings.compute_unit} a pair"
         )
         said += [f"{whose}{best.sentence(findings.compute_unit, what)}" for best in found.allocations]
+        said += [f"{whose}{caveat}" for caveat in found.caveats]
+        if not found.allocations:
+            said += [f"{whose}{prediction_sentence(one, findings.compute_unit)}" for one in found.predictions[1:]]
     if findings.suggestion is not None:
         said.append(findings.suggestion.sentence(findings.compute_unit))
     return said

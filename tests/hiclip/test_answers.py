@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from hiclip.scaling.compute_ratio import compute_ratio, ratio_curve
-from hiclip.scaling.law import Law, fit_law
+from hiclip.scaling.compute_ratio import ComputeRatio, compute_ratio, ratio_curve
+from hiclip.scaling.law import Interval, Law, fit_law
 from hiclip.scaling.next_rung import Candidate, half_band, most_informative
 
 COMPUTES = 1e12 * np.geomspace(1, 300, 8)
@@ -87,6 +87,16 @@ def test_the_sentence_says_whether_methods_are_told_apart() -> None:
     assert "of the compute (0." in clear.sentence()
     same = compute_ratio(law(noise=0.05), law(noise=0.05, seed=5), 1e14, "HiCLIP", "CLIP")
     assert same.sentence().startswith("HiCLIP and CLIP are not told apart")
+
+
+def test_never_is_said_of_what_no_draw_reaches_alone() -> None:
+    def said(*ends: float) -> str:
+        return ComputeRatio("hiclip", "clip", 1e12, 0.5, Interval(*ends)).sentence()
+
+    assert said(math.inf, math.inf, math.inf) == "hiclip never comes to the error that clip reaches with 1e+12"
+    needs = "hiclip needs 12.5 of the compute or more (95 %) for the error that clip has at 1e+12"
+    assert said(math.inf, 12.5, math.inf) == needs
+    assert said(math.inf, 0.5, math.inf).startswith("hiclip and clip are not told apart: at 1e+12, the same error with")
 
 
 def test_the_curve_is_the_ratio_at_each_compute() -> None:

@@ -147,6 +147,14 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("compute,error\n1,2\n2,1\n", "the form power needs at least 3 rungs, came 2"),
     ("compute,error\n1,2\n1,3\n1,4\n", "have equal compute 1"),
+    ("compute,error\n1,2,5\n", "line 2: expected 2 cells, came 3; numbers have a point, no comma"),
+    ("compute,error,params\n1,2,3\n", "no such column 'params'; did you mean 'parameters'?"),
+    ("compute,error,Seen\n1,2,3\n", "no such column 'Seen'; did you mean 'seen'?"),
+    ("compute,error,held_out\n1,2,true\n", "expected runs that are not held out, came none"),
+    (
+        "compute,error\n1,2\n1.0001,3\n9,1\n",
+        "needs rungs of at least 3 different computes, came 2: rungs 1 and 2 have equal compute 1",
+    ),
     ("compute,error,error\n1,2,3\n", "expected each column once, came 'error' again"),
     ("compute,error,method\n1,2,a\n9,1,\n", "line 3: method: expected one on every line or on none, came none here"),
     ("compute,error,error_low\n1,2,3\n", "line 2: expected error_low <= error <= error_high, came 3.0, 2.0, None"),
@@ -185,6 +193,74 @@ def test_options_that_mean_nothing_are_one_line(
     assert not (tmp_path / "runs-law").exists()
 
 
+def test_the_law_of_sizes_has_a_floor_whatever_the_form_of_the_other(tmp_path: Path) -> None:
+    """Without one it would name a model 16 times too small at a thousand times the compute (Hoffmann's own law)."""
+    rows: list[dict[str, Any]] = []
+    for size in (5e7, 2e8, 8e8, 3.2e9):
+        for seen in (1e9, 4e9, 1.6e10, 6.4e10):
+            error = 1.69 + 406.4 / size**0.34 + 410.7 / seen**0.28
+            rows.append({"compute": 6 * size * seen, "error": error, "parameters": size, "seen": seen, "unique": 5e8})
+    table = write(tmp_path / "runs.csv", rows)
+    words = ["--selection", "frontier", "--draws", "100", "--budgets", "5.76e23"]
+    assert command("--fit-only", str(table), *words) == 0
+    (found,) = json.loads((tmp_path / "runs-law" / "result.json").read_text())["methods"].values()
+    assert found["law"]["form"] == "power"
+    assert found["size_law"]["E"]["value"] == pytest.approx(1.69, rel=1e-3)
+    assert found["allocations"][0]["size"]["value"] == pytest.approx(3.22e10, rel=0.02)
+    # What the table says of passes is not lost in silence, nor is what the law of compute says of the budget.
+    assert ["up to 128 times, count as new" in caveat for caveat in found["caveats"]] == [True]
+    (predicted,) = found["predictions"]
+    assert predicted["compute"] == 5.76e23
+    assert predicted["law"]["low"] < predicted["law"]["value"] == predicted["value"] < predicted["law"]["high"]
+    assert predicted["low"] < predicted["law"]["low"]
+
+
+def test_budgets_without_pairs_seen_are_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "runs.csv", law_rows())
+    assert command("--fit-only", str(table), "--draws", "200", "--budgets", "8e12", "1e15") == 0
+    assert "With 1e+15 FLOPs a run would reach 1.256 (" in capsys.readouterr().out
+
+
+def test_runs_of_one_compute_show_the_noise(tmp_path: Path) -> None:
+    """Seeds: three computes four times each are a law, and a narrower one than their best four runs."""
+    random = np.random.default_rng(0)
+    rows = [
+        {"compute": compute, "error": 5 * (compute / 1e10) ** -0.12 * np.exp(0.02 * random.standard_normal())}
+        for compute in (1e10, 1e11, 1e12)
+        for _ in range(4)
+    ]
+    table = write(tmp_path / "runs.csv", rows)
+    assert command("--fit-only", str(table), "--draws", "500") == 0
+    law = json.loads((tmp_path / "runs-law" / "result.json").read_text())["law"]
+    assert law["low"] < -0.12 < law["high"]
+    assert law["noise"] == pytest.approx(0.02, rel=0.5)
+    assert law["high"] - law["low"] < 0.02
+
+
+def test_what_a_study_held_out_is_no_run_of_the_law(tmp_path: Path) -> None:
+    rows = [{**row, "held_out": "false"} for row in law_rows()]
+    rows.append({"compute": 1e14, "error": 4.0, "held_out": "true"})
+    assert len(read_table(str(write(tmp_path / "runs.csv", rows)))) == 5
+
+
+def test_dollars_are_no_formulae_and_an_earlier_fit_leaves_nothing(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for size in (1e6, 4e6, 1.6e7):
+        for seen in (1e6, 8e6, 6.4e7):
+            error = 0.4 + 0.5 * (1e6 / size) ** 0.35 + 0.8 * (1e6 / seen) ** 0.28
+            rows.append({"compute": 6 * size * seen, "error": error, "parameters": size, "seen": seen})
+    out = tmp_path / "out"
+    words = ["--draws", "100", "--out", str(out), "--unit", r"$\x$", "--error", "cost$x_{$"]
+    assert command("--fit-only", str(write(tmp_path / "pay$ 5_{.csv", rows)), *words, "--selection", "frontier") == 0
+    assert (out / "iso_flops.png").exists()
+    assert command("--fit-only", str(write(tmp_path / "other.csv", law_rows())), *words) == 0
+    assert not (out / "iso_flops.png").exists(), "of the other table"
+    assert command("--fit-only", str(out / "rungs.csv"), *words) == 0, "a fit's own table again"
+    (out / "result.json").write_text('{"mine": 1}')
+    assert command("--fit-only", str(tmp_path / "other.csv"), *words) == 2
+    assert (out / "result.json").read_text() == '{"mine": 1}'
+
+
 def test_a_study_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write(tmp_path / "runs.csv", law_rows())
     (tmp_path / "study").mkdir()
@@ -219,9 +295,11 @@ def test_what_is_said_of_some_runs_only_stands_for_nothing(tmp_path: Path) -> No
         assert found["size_law"]["refused"].startswith(f"{column}: expected for every run or for none")
 
 
-def test_a_method_that_does_not_fall_is_no_measure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["hiclip", "clip"])
+def test_a_method_that_does_not_fall_is_no_measure(tmp_path: Path, first: str) -> None:
     rises = [{**row, "error": 1 / row["error"], "method": "clip"} for row in law_rows()]
-    table = write(tmp_path / "runs.csv", [*law_rows(method="hiclip"), *rises])
+    both = [*law_rows(method="hiclip"), *rises]
+    table = write(tmp_path / "runs.csv", both if first == "hiclip" else both[::-1])
     assert command("--fit-only", str(table), "--draws", "100") == 0
     result = json.loads((tmp_path / "runs-law" / "result.json").read_text())
     assert result["ratios"] == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from hiclip.scaling.form_choice import choose_form
+from hiclip.scaling.form_choice import FormChoice, FormFit, choose_form
+from hiclip.scaling.robust_fit import Form
 
 COMPUTES = 1e12 * np.geomspace(1, 1000, 12)
 
@@ -37,6 +40,17 @@ def test_a_line_is_seldom_taken_for_a_floor() -> None:
     found = [choose_form(COMPUTES.tolist(), table(0.0, 0.02, seed)).preferred for seed in range(20)]
     assert sum(form not in ("power", None) for form in found) <= 4, found
     assert None in found, "a difference below two says nothing"
+
+
+def test_forms_that_are_out_are_not_among_those_that_are_not_told_apart() -> None:
+    fits = tuple(
+        FormFit(form, 2, 0.0, aicc, 0.5, 0.1) for form, aicc in zip(get_args(Form), (50.0, 1.0, 2.0), strict=True)
+    )
+    said = FormChoice(fits, {}).sentence()
+    assert said == (
+        "the rungs do not tell power_with_floor and shifted_power apart (difference of AICc below 2), "
+        "and prefer them to power (AICc higher by 49.0)"
+    )
 
 
 def test_what_cannot_be_compared_is_told_with_its_reason() -> None:

@@ -149,6 +149,14 @@ def test_bins_are_counted_that_are_filled(tmp_path: Path) -> None:
     assert len(read_ladder(study(tmp_path, selection="bins", bins=3, ladder=axes, held_out=None)).rungs) == 5
 
 
+def test_other_seeds_of_a_rung_show_its_noise(tmp_path: Path) -> None:
+    axes = {"axes": {"seed": [0, 1], "schedule.pairs": [64, 128, 256]}}
+    ladder = read_ladder(study(tmp_path, ladder=axes, held_out=None))
+    assert len(ladder.rungs) == 6
+    assert len({rung.id for rung in ladder.rungs}) == 6
+    assert len({rung.group for rung in ladder.rungs}) == 1
+
+
 def test_keys_that_end_alike_are_said_whole(tmp_path: Path) -> None:
     changes = {"schedule.pairs": 512, "optimizer.beta1": 0.8, "schedule.warmup_pairs": 8}
     named = {**changes, "data.views.flip_probability": 0.1, "data.views.augmented.flip_probability": 0.2}

@@ -323,8 +323,9 @@ def test_what_was_concluded_goes_before_something_else_is(study: Study) -> None:
         study.place.write_text(name, "of an earlier job")
     study.place.write_text("rungs/x/picture.png", "of a rung")
     study.place.write_text("rungs/x.failure.txt", "it failed")
-    begin_anew(study)
-    assert [name for name in study.place.names() if not name.startswith("rungs/")] == ["job.yaml"]
+    study.place.write_text("search.png", "of a search, which is not repeated")
+    begin_anew(study.place)
+    assert [name for name in study.place.names() if not name.startswith("rungs/")] == ["job.yaml", "search.png"]
     assert study.place.exists("rungs/x/picture.png")
     rung = study.ladder.rungs[0]
     study.place.write_text(f"rungs/{rung.id}.failure.txt", "it failed at first")

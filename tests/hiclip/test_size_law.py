@@ -126,6 +126,22 @@ def test_a_small_budget_has_its_best_size_too() -> None:
     assert "times smaller than any that was measured" in best.sentence("FLOPs")
 
 
+@pytest.mark.parametrize("times", [1, 2.6, 5, 10, 30, 100])
+def test_the_best_size_is_looked_for_as_far_as_it_may_lie(times: float) -> None:
+    """Far more pairs than a small dataset has: the best use of ten times the compute is a far larger model."""
+    sizes = np.repeat([1e6, 4e6, 1.6e7, 6.4e7], 8)
+    pairs = np.tile([1e6, 4e6, 1.6e7, 6.4e7], 8)
+    unique = np.tile(np.repeat([2e6, 1e8], 4), 4)
+    errors = truth(sizes, worth(pairs, unique, 4.0)).tolist()
+    law = fit_size_law(sizes.tolist(), pairs.tolist(), errors, draws=100, unique=unique.tolist())
+    budget = times * 6 * 6.4e7 * 6.4e7
+    best = compute_optimal(law, lambda sizes: 6 * sizes, budget, 2e6)
+    wide = np.geomspace(1e5, 1e13, 20_000)
+    errors = law.errors_at(wide, budget / (6 * wide), 2e6)
+    assert best.end == ""
+    assert best.size.value == pytest.approx(wide[errors.argmin()], rel=0.02)
+
+
 def test_draws_without_a_best_size_leave_the_band_open() -> None:
     """Where the end of what was asked about is the best of many draws, that end is no bound."""
     errors = noisy(truth(SIZES, PAIRS), 0.3, 1)
@@ -188,7 +204,8 @@ REFUSALS = [
     (SIZES[:6], PAIRS[:6], "needs at least 7 rungs, came 6"),
     (SIZES[:8], PAIRS[:8], "needs at least 3 different sizes and numbers of pairs, .* came 2 and 4"),
     (SIZES[::4].repeat(2), PAIRS[::4].repeat(2), "came 4 and 1"),
-    (1e6 * SIZES**0.01, PAIRS, "sizes span a factor 1.03"),
+    (1e6 * SIZES**0.06, PAIRS, "sizes span a factor 1.23"),
+    (np.where(np.arange(16) % 2, 1.0001, 1) * np.repeat([1e6, 4e6], 8), PAIRS, "came 2 and 4"),
     (SIZES[::4].repeat(2), PAIRS[:4].repeat(2), r"go together \(correlation 1.000\)"),
     (SIZES[:8], [np.nan, *PAIRS[1:8]], "rung 1: expected a finite number of pairs above 0, came nan"),
 ]
