@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import re
 import sys
 import tempfile
 import time
@@ -44,6 +43,7 @@ from hiclip.scaling.study_folder import (
     RESULT,
     Study,
     begin_anew,
+    concluded,
     dataset_key,
     finished,
     open_study,
@@ -62,7 +62,7 @@ from pipeline.jobfile import JobError, resolved
 from pipeline.manifest import MANIFEST, DatasetError
 from pipeline.mlflow_address import check_reachable, tracking_uri, without_secrets
 from pipeline.mlflow_tracker import deliver_rest, open_tracker, recorded_run_id
-from pipeline.storage import Folder, folder
+from pipeline.storage import folder
 from pipeline.tracker import Tracker
 
 
@@ -330,17 +330,11 @@ def _record(tracker: Tracker, study: Study, findings: Findings) -> None:
     tracker.metrics(numbers, sum(rung.job.pairs for rung in study.ladder.all))
     tracker.tag("law", findings.sentence())
     with tempfile.TemporaryDirectory() as local:
-        for name in _concluded(study.place):
+        for name in concluded(study.place):
             here = Path(local, name)
             here.parent.mkdir(parents=True, exist_ok=True)
             study.place.download(name, str(here))
             tracker.artifact(str(here), str(PurePosixPath(name).parent).removeprefix("."))
-
-
-def _concluded(place: Folder) -> list[str]:
-    """What a study has found, without its runs: the files that the parent record keeps."""
-    runs = re.compile(r"(methods/[^/]+/)?(rungs|search|spent)/.*|mlflow_.*")
-    return [name for name in place.names() if not runs.fullmatch(name)]
 
 
 def _plan(job: ScaleJob) -> RenderableType:

@@ -17,7 +17,7 @@ from hiclip.scaling.chosen_rungs import Selection
 from hiclip.scaling.findings import Findings
 from hiclip.scaling.measured_table import read_table
 from hiclip.scaling.robust_fit import Form
-from hiclip.scaling.study_folder import RESULT, TABLE, write_result
+from hiclip.scaling.study_folder import REPORT, RESULT, TABLE, write_result
 from hiclip.scaling.study_view import answers, findings_table
 from pipeline.jobfile import InputError
 from pipeline.storage import Folder, absolute
@@ -68,6 +68,8 @@ def _check_free(place: Folder) -> None:
             earlier = None
         if not (isinstance(earlier, dict) and {"table", "methods"} <= set(earlier)):
             raise InputError(f"--out: {place.join(RESULT)} is no fit's; choose another folder")
+    elif place.exists(REPORT):
+        raise InputError(f"--out: {place.join(REPORT)} would be lost; choose another folder")
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:

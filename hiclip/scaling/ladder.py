@@ -247,7 +247,9 @@ def variant_of(job: ScaleJob, method: str, changes: Changes) -> PretrainJob:
         raise JobError(
             f"{clash}: is {changes[clash]!r} here and {own[clash]!r} in methods.{method}; say it in one place"
         )
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (job.base.overrides | own | changes).items()]
+    # Base, method, rung: a section that the base replaces whole is replaced before single keys of it are said.
+    base = {key: value for key, value in job.base.overrides.items() if key not in own | changes}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (base | own | changes).items()]
     return read_job(job.base.job, overrides, PretrainJob)
 
 

@@ -6,7 +6,7 @@ import itertools
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hiclip.evaluation.bootstrap import FloatArray
 from hiclip.evaluation.measure import METRICS
@@ -22,6 +22,27 @@ Measured = TypeVar("Measured", float, FloatArray)
 Changes = dict[str, Any]
 """Dotted keys of a pretrain job and their values, as on a command line."""
 
+
+def _flat(changes: Changes) -> Changes:
+    """`{model: {width: 64}}` as `{model.width: 64}`: a mapping would replace all other keys of the section."""
+    found: Changes = {}
+
+    def take(path: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                take(f"{path}.{key}", inner)
+        elif path in found:
+            raise ValueError(f"expected each key once, came {path} twice")
+        else:
+            found[path] = value
+
+    for key, value in changes.items():
+        take(key, value)
+    return found
+
+
+FlatChanges = Annotated[Changes, AfterValidator(_flat)]
+"""The same, key by key: what is not said stays as it is."""
 
 METHOD_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 """A method's name is part of files' names."""
@@ -41,7 +62,7 @@ class LadderSettings(Settings):
 
     axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values of each key; a rung for each combination: `{model.width: [64, 128], schedule.pairs: [5120, 10240]}`."""
-    rungs: list[Changes] = Field(default_factory=list)
+    rungs: list[FlatChanges] = Field(default_factory=list)
     """Or each rung by its own changes."""
     cooldown_share: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """The rate is constant after the warm-up and falls linearly over this last share of a rung's pairs, so that rungs
@@ -112,11 +133,11 @@ class ScaleJob(Job):
 
     base: BaseSettings
     ladder: LadderSettings
-    methods: dict[Annotated[str, Field(pattern=METHOD_NAME)], Changes] = Field(default_factory=dict)
+    methods: dict[Annotated[str, Field(pattern=METHOD_NAME)], FlatChanges] = Field(default_factory=dict)
     """Methods that are compared, each by the keys that make it: every rung is trained with each and each has a law of
     its own. The first is the one that the others are compared with: `{hiclip: {}, clip: {model.image_hierarchy: false,
     model.text_hierarchy: false}}`. Empty: the base job's alone."""
-    held_out: Changes | None = None
+    held_out: FlatChanges | None = None
     """A rung larger than all others, of the first method: predicted from them, and only then run. Null: none."""
     error: ErrorSettings
     form: Form = "power"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from hiclip.scaling.law import Interval
 from hiclip.scaling.points import Point, point_of
 from hiclip.scaling.rung_table import Row, digest, plain, question, stored, to_csv, to_parquet
 from hiclip.scaling.scale_job import ScaleJob
-from hiclip.scaling.search_trials import PICTURE
+from hiclip.scaling.search_trials import PICTURE, SEARCH
 from hiclip.scaling.spending import Purse
 from hiclip.scaling.study_page import study_page
 from hiclip.scaling.study_pictures import pictures
@@ -39,6 +40,8 @@ from pipeline.storage import Folder, absolute
 
 RESULT, PREDICTION, TABLE, REPORT = "result.json", "prediction.json", "rungs.csv", "report.html"
 COMPUTE_UNIT = "FLOPs"
+_DRAWN = re.compile(r"(law|residuals|compute_ratio|iso_flops(_[^/]+)?)\.png")
+_SEARCHED = re.compile(rf"(methods/[^/]+/)?({re.escape(SEARCH)}|{re.escape(PICTURE)})")
 
 _NOT_THE_RESULT = (
     "name",
@@ -119,18 +122,34 @@ def placed(job: PretrainJob) -> dict[str, object]:
 
 
 def _check_is_a_study(place: Folder) -> None:
-    for name, key in (("job.yaml", "ladder"), (RESULT, "study"), (MANIFEST, "")):
-        if place.exists(name):
-            content = yaml.safe_load(place.read_text(name))  # JSON is YAML
-            if not isinstance(content, dict) or key not in content:
-                raise JobError(f"out: {place.root} holds something else than a study ({name}); choose another out")
+    others = [name for name in (MANIFEST, REPORT, TABLE) if place.exists(name) and not place.exists("job.yaml")]
+    if place.exists("job.yaml") and "ladder" not in _mapping(place, "job.yaml", yaml.safe_load):
+        others.append("job.yaml")
+    if place.exists(RESULT) and "study" not in _mapping(place, RESULT, json.loads):
+        others.append(RESULT)
+    if others:
+        raise JobError(f"out: {place.root} holds something else than a study ({others[0]}); choose another out")
+
+
+def _mapping(place: Folder, name: str, read: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file says; nothing if it is torn, or says something else."""
+    try:
+        content = read(place.read_text(name))
+    except (ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def begin_anew(place: Folder) -> None:
-    """Removes what an earlier job, or an earlier state of this one, has concluded here: rungs and searches stay."""
-    drawn = [name for name in place.names(suffix=".png") if "/" not in name and name != PICTURE]
-    for name in (RESULT, REPORT, *drawn):
+    """Removes what an earlier job, or an earlier state of this one, has concluded here, and nothing else."""
+    for name in (RESULT, REPORT, *(name for name in place.names(suffix=".png") if _DRAWN.fullmatch(name))):
         place.remove(name)
+
+
+def concluded(place: Folder) -> list[str]:
+    """The files in which a study says what it has found, without its runs and whatever else may lie there."""
+    own = {RESULT, REPORT, PREDICTION, TABLE, "rungs.parquet", "job.yaml"}
+    return [name for name in place.names() if name in own or _DRAWN.fullmatch(name) or _SEARCHED.fullmatch(name)]
 
 
 def finished(study: Study) -> dict[str, Any] | None:

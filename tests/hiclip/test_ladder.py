@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,19 @@ def test_bins_are_counted_that_are_filled(tmp_path: Path) -> None:
     """Though the three smallest rungs alone span no more than a fifth."""
     axes = {"axes": {"schedule.pairs": [80, 88, 96, 800, 8000]}}
     assert len(read_ladder(study(tmp_path, selection="bins", bins=3, ladder=axes, held_out=None)).rungs) == 5
+
+
+def test_sections_are_changed_key_by_key(tmp_path: Path) -> None:
+    """A method written as a mapping is no other model: what it does not say stays as the base has it."""
+    plain = {"model": {"image_hierarchy": False, "text_hierarchy": False}}
+    ladder = read_ladder(study(tmp_path, methods={"hiclip": {}, "clip": plain}))
+    hiclip, clip = (ladder.of(method)[0].job.model for method in ("hiclip", "clip"))
+    assert (hiclip.image_hierarchy, clip.image_hierarchy) == (True, False)
+    assert replace(clip, image_hierarchy=True, text_hierarchy=True) == hiclip
+    with pytest.raises(JobError, match=r"held_out: expected each key once, came schedule\.pairs twice"):
+        study(tmp_path, held_out={"schedule.pairs": 512, "schedule": {"pairs": 1024}})
+    base = content(tmp_path)["base"] | {"overrides": {"model.width": 256, "workers": {"count": 1, "cpus": 0.25}}}
+    assert {rung.job.model.width for rung in read_ladder(study(tmp_path, base=base)).rungs} == {64, 128}
 
 
 def test_other_seeds_of_a_rung_show_its_noise(tmp_path: Path) -> None:

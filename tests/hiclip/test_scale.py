@@ -29,7 +29,16 @@ from hiclip.scaling.rung_table import Failure, Row, store
 from hiclip.scaling.scale_job import ScaleJob
 from hiclip.scaling.spending import BudgetSpentError, Purse
 from hiclip.scaling.study_bill import Budget
-from hiclip.scaling.study_folder import Study, begin_anew, dataset_key, finished, open_study, predict, write_findings
+from hiclip.scaling.study_folder import (
+    Study,
+    begin_anew,
+    concluded,
+    dataset_key,
+    finished,
+    open_study,
+    predict,
+    write_findings,
+)
 from hiclip.training.history import from_csv
 from hiclip.training.pretrain_job import EvaluationSettings
 from pipeline.jobfile import JobError, make_job, resolved_yaml
@@ -324,13 +333,36 @@ def test_what_was_concluded_goes_before_something_else_is(study: Study) -> None:
     study.place.write_text("rungs/x/picture.png", "of a rung")
     study.place.write_text("rungs/x.failure.txt", "it failed")
     study.place.write_text("search.png", "of a search, which is not repeated")
+    for name in ("holiday.png", ".env", "sub/key.pem", "iso_flops_clip.png"):
+        study.place.write_text(name, "of somebody")
     begin_anew(study.place)
-    assert [name for name in study.place.names() if not name.startswith("rungs/")] == ["job.yaml", "search.png"]
+    left = {name for name in study.place.names() if not name.startswith("rungs/")}
+    assert left == {"job.yaml", "search.png", "holiday.png", ".env", "sub/key.pem"}
+    study.place.write_text("methods/clip/search.json", "{}")
+    study.place.write_text("methods/clip/search/x.json", "{}")
+    kept = concluded(study.place)
+    assert kept == ["job.yaml", "methods/clip/search.json", "search.png"], "what is somebody else's is sent nowhere"
     assert study.place.exists("rungs/x/picture.png")
     rung = study.ladder.rungs[0]
     study.place.write_text(f"rungs/{rung.id}.failure.txt", "it failed at first")
     store(study.place, measured(study, rung, 5.0))
     assert not study.place.exists(f"rungs/{rung.id}.failure.txt"), "measured now"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("report.html", "mine"), ("result.json", '{"a": '), ("result.json", "[1"), ("job.yaml", "a: [")],
+)
+def test_a_folder_that_holds_something_else_is_left_as_it_is(
+    study: Study, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text(content)
+    job = study.job.model_copy(update={"out": str(tmp_path / "mine")})
+    with pytest.raises(JobError, match=rf"holds something else than a study \({name}\)"):
+        open_study(job, study.ladder, study.datasets, study.set_fingerprint, study.purse)
+    assert (tmp_path / "mine" / name).read_text() == content
+    assert len(list((tmp_path / "mine").iterdir())) == 1
 
 
 def test_a_metric_that_the_set_cannot_have_is_told_before_anything_is_trained(place: Path, tmp_path: Path) -> None:
